@@ -1,0 +1,1 @@
+"""Backends: balancing, health, pools, retry, limits."""

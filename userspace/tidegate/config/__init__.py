@@ -1,0 +1,1 @@
+"""Configuration: TOML to frozen typed objects, every error with file and line."""

@@ -1,0 +1,1 @@
+"""The event loop: reactor over epoll, timer wheel, session slab."""

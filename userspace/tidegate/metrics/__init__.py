@@ -1,0 +1,1 @@
+"""Metrics: one list of names, counters in shared memory, Prometheus text."""

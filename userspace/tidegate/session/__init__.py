@@ -1,0 +1,1 @@
+"""Sessions, one state machine per protocol, and the zombie checker."""

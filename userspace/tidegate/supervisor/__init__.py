@@ -1,0 +1,1 @@
+"""The main process: workers, restart, reload, hand-over."""
