@@ -1,0 +1,375 @@
+"""From a listening socket to sessions: accept, read the true age, queue, admit, refuse.
+
+One `Acceptor` serves one configured listener in one worker. It owns the accept queue; the sockets it takes
+from are its own and, while a sibling cannot, the sibling's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tidegate import logs
+from tidegate.accept.admission import Admission, Deadline
+from tidegate.accept.queue import AcceptQueue
+from tidegate.config.model import Listener, WhenQueueFull
+from tidegate.kernel.queue_age import QueueAge
+from tidegate.loop.reactor import EPOLLEXCLUSIVE, EPOLLIN
+from tidegate.loop.timers import Timer
+from tidegate.metrics.names import LISTENER, DropReason, EndReason
+from tidegate.metrics.segment import observe
+from tidegate.session.context import Context, Session, has_unread_bytes, reset
+
+# accept(2): the connection died or a signal came; the next one may be fine
+TRANSIENT: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.EPERM,  # a firewall rule forbids it
+    }
+)
+# overload of this process or host, not a fault of the listener
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+# Taken from the kernel in one go. Newest first needs the whole queue; this bounds what a flood that
+# never ends may hold the loop for (about 30 ms).
+ACCEPT_BATCH: Final = 4096
+# Sessions made in one go; the rest waits for the next turn so that running sessions get theirs.
+SESSION_BATCH: Final = 64
+# With no fd left even to refuse, look again this often.
+PAUSE_NS: Final = 100_000_000
+
+_ACCEPTED = LISTENER.index("accepted_total")
+_ERRORS = LISTENER.index("accept_errors_total", "transient")
+_EXHAUSTED = LISTENER.index("accept_errors_total", "fd_exhausted")
+_AGE = LISTENER.index("queue_age_ns")
+_WAIT = LISTENER.index("accept_queue_wait_ns")
+_QUEUED = LISTENER.index("queued")
+_SESSIONS = LISTENER.index("sessions")
+_SESSIONS_TOTAL = LISTENER.index("sessions_total")
+_STOLEN = LISTENER.index("thefts_total")
+_DROPPED = {reason: LISTENER.index("dropped_total", reason.value) for reason in DropReason}
+_ENDED = {reason: LISTENER.index("ended_total", reason.value) for reason in EndReason}
+
+_log = logging.getLogger("tidegate.accept")
+_limited = logs.RateLimited(_log, per_second=1)
+
+ReadAge = Callable[[socket.socket], QueueAge]
+MakeSession = Callable[[Context, socket.socket, Any, int], Session]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Accepted, aged, without a session."""
+
+    sock: socket.socket
+    peer: Any
+    established_ns: int
+    accepted_ns: int
+
+
+class SpareFd:
+    """One fd held back: with it closed, a connection can be accepted and refused when none is left."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self.fill()
+
+    def spend(self) -> bool:
+        """Free it; False when it was spent already."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return False
+        os.close(fd)
+        return True
+
+    def fill(self) -> bool:
+        if self._fd < 0:
+            try:
+                self._fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return False
+        return True
+
+
+class Acceptor:
+    """The accept path of one listener in one worker."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        sock: socket.socket,
+        read_age: ReadAge,
+        make_session: MakeSession,
+        max_connections: int,
+        spare: SpareFd,
+        store_active: Callable[[int], None],
+    ) -> None:
+        self.ctx = ctx
+        self.sock = sock
+        self.queue: AcceptQueue[Waiting] = AcceptQueue(ctx.listener.accept_queue)
+        self.max_connections = max_connections
+        self.draining = False
+        self._read_age = read_age
+        self._make_session = make_session
+        self._spare = spare
+        self._store_active = store_active
+        self._foreign: dict[int, socket.socket] = {}
+        self._make_scheduled = False
+        self._paused: list[tuple[socket.socket, bool]] = []
+        self._sweep_timer = Timer(self._on_sweep)
+        self._pause_timer = Timer(self._on_pause_over)
+        self.admission: Admission
+        self.apply(ctx.listener)
+
+    def apply(self, listener: Listener) -> None:
+        """Take over what a reload may change without a new socket."""
+        self.ctx.listener = listener
+        self.admission = Deadline(listener.stale_after_ns)
+        self.queue.capacity = listener.accept_queue
+
+    # which sockets are watched
+
+    def start(self) -> None:
+        self.ctx.reactor.add(self.sock.fileno(), EPOLLIN, self._on_own)
+
+    def take_over(self, sock: socket.socket) -> None:
+        """Accept from a sibling's listener too, while the sibling cannot."""
+        fd = sock.fileno()
+        if fd not in self._foreign and not self.draining:
+            self._foreign[fd] = sock
+            self.ctx.reactor.add(fd, EPOLLIN | EPOLLEXCLUSIVE, lambda mask: self._on_foreign(sock))
+
+    def give_back(self, sock: socket.socket) -> None:
+        fd = sock.fileno()
+        if self._foreign.pop(fd, None) is not None:
+            self.ctx.reactor.remove(fd)
+
+    def taking_over(self, sock: socket.socket) -> bool:
+        return sock.fileno() in self._foreign
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits here and there is room: able to help a sibling."""
+        return not self.queue and not self.draining and self._room()
+
+    # taking from the kernel
+
+    def _on_own(self, mask: int) -> None:
+        self._take(self.sock, stolen=False)
+
+    def _on_foreign(self, sock: socket.socket) -> None:
+        self._take(sock, stolen=True)
+
+    def accept_waiting(self, sock: socket.socket | None = None, limit: int = ACCEPT_BATCH) -> int:
+        """Take what waits now, asked for by somebody other than epoll; returns how many came."""
+        if sock is None or sock is self.sock:
+            return self._take(self.sock, stolen=False, limit=limit)
+        return self._take(sock, stolen=True, limit=limit)
+
+    def _take(self, sock: socket.socket, stolen: bool, limit: int = ACCEPT_BATCH) -> int:
+        ctx = self.ctx
+        words = ctx.words
+        accept = sock.accept
+        taken = 0
+        for taken in range(limit):
+            try:
+                conn, peer = accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    words[_EXHAUSTED] += 1
+                    if not self._refuse_for_want_of_fds(sock, stolen):
+                        break
+                    continue
+                if error.errno in TRANSIENT:
+                    words[_ERRORS] += 1
+                    continue
+                if error.errno == errno.EINVAL:  # shut down: it listens no more
+                    ctx.reactor.remove(sock.fileno())
+                    self._foreign.pop(sock.fileno(), None)
+                    break
+                raise
+            words[_ACCEPTED] += 1
+            if stolen:
+                words[_STOLEN] += 1
+            self._arrived(conn, peer)
+            if taken & 63 == 63 and ctx.reactor.each_batch is not None:
+                ctx.reactor.each_batch(time.monotonic_ns())
+        else:
+            taken = limit
+        if self.queue:
+            self._make_sessions()
+        return taken
+
+    def _arrived(self, conn: socket.socket, peer: Any) -> None:
+        conn.setblocking(False)
+        age = self._read_age(conn)
+        now = age.established_ns + age.age_ns
+        observe(self.ctx.words, _AGE, age.age_ns)
+        if self._client_left(conn, age):
+            self._drop(conn, DropReason.CLIENT_GONE)
+            return
+        if self.admission.stale(age.established_ns, now):
+            self._drop(conn, DropReason.STALE)
+            return
+        queue = self.queue
+        if queue.full:
+            self._make_sessions()
+            if queue.full:
+                oldest = queue.pop_oldest() if self.ctx.listener.when_queue_full is WhenQueueFull.DROP_OLDEST else None
+                if oldest is None:
+                    self._drop(conn, DropReason.QUEUE_FULL)
+                    return
+                self._drop(oldest.sock, DropReason.QUEUE_FULL)
+        queue.push(Waiting(conn, peer, age.established_ns, now))
+
+    def _client_left(self, conn: socket.socket, age: QueueAge) -> bool:
+        """A reset, or a FIN with no byte sent; a FIN after data only where `abort_on_close` says so."""
+        if age.gone:
+            return True
+        return age.half_closed and (self.ctx.listener.abort_on_close or not has_unread_bytes(conn))
+
+    def _refuse_for_want_of_fds(self, sock: socket.socket, stolen: bool) -> bool:
+        """Answer one connection with a reset through the spare fd; False: not even that, so pause."""
+        _limited.event(logging.WARNING, "fd_exhausted", listener=self.ctx.listener.name)
+        if not self._spare.spend():
+            self._pause(sock, stolen)
+            return False
+        try:
+            conn, _ = sock.accept()
+        except OSError as error:
+            refused = error.errno not in EXHAUSTED and error.errno != errno.EAGAIN
+        else:
+            self.ctx.words[_ACCEPTED] += 1
+            self._read_age(conn)  # so that the kernel's count of the waiting stays true
+            self._drop(conn, DropReason.FD_EXHAUSTED)
+            refused = True
+        if not self._spare.fill() or not refused:
+            self._pause(sock, stolen)
+            return False
+        return True
+
+    def _pause(self, sock: socket.socket, stolen: bool) -> None:
+        self.ctx.reactor.remove(sock.fileno())
+        self._paused.append((sock, stolen))
+        if not self._pause_timer.armed:
+            self.ctx.reactor.timers.arm(self._pause_timer, time.monotonic_ns() + PAUSE_NS)
+
+    def _on_pause_over(self, now: int) -> None:
+        self._spare.fill()
+        paused, self._paused = self._paused, []
+        for sock, stolen in paused:
+            if stolen:
+                self._foreign.pop(sock.fileno(), None)
+                self.take_over(sock)
+            elif not self.draining:
+                self.start()
+
+    # from the queue to sessions
+
+    def _room(self) -> bool:
+        return self.ctx.active < self.max_connections and not self.ctx.slab.full
+
+    def _make_sessions(self) -> None:
+        self._make_scheduled = False
+        ctx, queue = self.ctx, self.queue
+        words = ctx.words
+        made = 0
+        while queue and self._room():
+            if made == SESSION_BATCH:
+                self._schedule_make()
+                break
+            entry = queue.pop_newest()
+            assert entry is not None
+            now = time.monotonic_ns()  # not the batch's: the process may have been stopped within it
+            if self._gone_stale(entry, now):
+                continue
+            observe(words, _WAIT, now - entry.accepted_ns)
+            session = self._make_session(ctx, entry.sock, entry.peer, entry.established_ns)
+            made += 1
+            ctx.active += 1
+            words[_SESSIONS_TOTAL] += 1
+            session.start()
+        words[_SESSIONS] = ctx.active
+        words[_QUEUED] = len(queue)
+        self._store_active(ctx.active + len(queue))
+        self._arm_sweep()
+
+    def _gone_stale(self, entry: Waiting, now: int) -> bool:
+        if self.admission.stale(entry.established_ns, now):
+            self._drop(entry.sock, DropReason.STALE)
+            return True
+        # It waited here for a place: the client may have left meanwhile.
+        if now - entry.accepted_ns > 1_000_000 and self._client_left(entry.sock, self._read_age(entry.sock)):
+            self._drop(entry.sock, DropReason.CLIENT_GONE)
+            return True
+        return False
+
+    def _schedule_make(self) -> None:
+        if not self._make_scheduled:
+            self._make_scheduled = True
+            self.ctx.reactor.call_after_batch(self._make_sessions)
+
+    def session_ended(self, session: Session, reason: EndReason) -> None:
+        """The context's `on_end`: frees the place, and gives it to the newest who waits."""
+        ctx = self.ctx
+        ctx.active -= 1
+        ctx.words[_ENDED[reason]] += 1
+        ctx.words[_SESSIONS] = ctx.active
+        self._store_active(ctx.active + len(self.queue))
+        if self.queue:
+            self._schedule_make()
+
+    # from the queue to the bin
+
+    def _arm_sweep(self) -> None:
+        expiry = self.queue.next_expiry_ns(self.admission)
+        if expiry is not None:
+            self.ctx.reactor.timers.arm(self._sweep_timer, expiry)
+
+    def _on_sweep(self, now: int) -> None:
+        for entry in self.queue.sweep(self.admission, time.monotonic_ns()):
+            self._drop(entry.sock, DropReason.STALE)
+        self._make_sessions()
+
+    def _drop(self, sock: socket.socket, reason: DropReason) -> None:
+        self.ctx.words[_DROPPED[reason]] += 1
+        reset(sock)
+        sock.close()
+
+    # leaving
+
+    def stop_accepting(self) -> None:
+        """Unwatch every listener; what is queued here is still served."""
+        self.draining = True
+        self.ctx.reactor.remove(self.sock.fileno())
+        for fd in list(self._foreign):
+            self.ctx.reactor.remove(fd)
+        self._foreign.clear()
+        self._paused.clear()
+
+    def drop_queue(self, reason: DropReason = DropReason.SHUTDOWN) -> int:
+        dropped = 0
+        while (entry := self.queue.pop_oldest()) is not None:
+            self._drop(entry.sock, reason)
+            dropped += 1
+        self.ctx.words[_QUEUED] = 0
+        return dropped
