@@ -58,12 +58,12 @@ class ClusterState:
         "_policy",
         "_recheck_ns",
         "_resolved",
-        "rng",
         "_usable",
         "backends",
         "config",
         "fail_open",
         "on_event",
+        "rng",
     )
 
     def __init__(
@@ -163,7 +163,7 @@ class ClusterState:
             self._tell(ClusterEvent.BACKEND_FAILING, backend)
 
     def failed(self, backend: BackendState, now_ns: int | None = None) -> None:
-        """Connected, but no good answer: timeout, reset or garbage before the head. Counts towards `eject`."""
+        """Connected, but no good answer (timeout, reset, garbage): counts towards `eject` only."""
         self._failure(backend, self._now() if now_ns is None else now_ns)
 
     def succeeded(self, backend: BackendState, now_ns: int | None = None) -> None:
