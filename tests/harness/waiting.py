@@ -1,0 +1,29 @@
+"""Waiting with a deadline, instead of sleeping and hoping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class DeadlineError(AssertionError):
+    """What was waited for did not come in time."""
+
+
+def wait_until(probe: Callable[[], T], timeout_s: float, what: str, every_s: float = 0.01) -> T:
+    """The first true value of `probe`, which is called every `every_s` seconds for `timeout_s`.
+
+    Raises:
+        DeadlineError: it stayed false; the message says what was waited for and the last value.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = probe()
+        if value:
+            return value
+        if time.monotonic() >= deadline:
+            raise DeadlineError(f"waited {timeout_s:g} s for {what}; last seen: {value!r}")
+        time.sleep(every_s)
