@@ -1,0 +1,110 @@
+"""What a test session left behind: processes it started and cgroups of tidegate's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SESSION_VARIABLE = "TIDEGATE_TEST_SESSION"
+"""Set in our environment, so every process started from here carries it unless its title overwrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    pid: int
+    parent: int
+    started: int  # clock ticks since boot
+    title: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid}: {self.title or '(no title)'}"
+
+
+def processes(proc: Path = Path("/proc")) -> list[Process]:
+    """Everything alive, zombies left out."""
+    found = []
+    for entry in proc.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        fields = stat[stat.rindex(")") + 2 :].split()
+        if fields[0] not in "ZX":
+            found.append(Process(int(entry.name), int(fields[1]), int(fields[19]), title))
+    return found
+
+
+def _carries(pid: int, mark: bytes, proc: Path) -> bool:
+    try:
+        return mark in (proc / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def left_processes(session: str, since: int, me: int, proc: Path = Path("/proc")) -> list[Process]:
+    """Processes of this session that still run: our descendants, those that carry its mark, and orphans
+    called "tidegate: ..." born since (a title is written over the environment, mark and all).
+
+    `since` and the start times are clock ticks since boot, `me` is the session's own pid.
+    """
+    alive = processes(proc)
+    children: dict[int, list[Process]] = {}
+    for process in alive:
+        children.setdefault(process.parent, []).append(process)
+    ours: dict[int, Process] = {}
+    unseen = list(children.get(me, []))
+    mark = f"{SESSION_VARIABLE}={session}".encode()
+    for process in alive:
+        orphan = process.parent == 1 and process.started >= since and process.title.startswith("tidegate: ")
+        if process.pid != me and (orphan or _carries(process.pid, mark, proc)):
+            unseen.append(process)
+    while unseen:
+        process = unseen.pop()
+        if process.pid not in ours:
+            ours[process.pid] = process
+            unseen.extend(children.get(process.pid, []))
+    return sorted(ours.values(), key=lambda process: process.pid)
+
+
+def other_sessions(session: str, proc: Path = Path("/proc")) -> bool:
+    """Whether another test session runs on this machine: then new cgroups may be its own."""
+    prefix = f"{SESSION_VARIABLE}=".encode()
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            try:
+                variables = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(v.startswith(prefix) and v != prefix + session.encode() for v in variables):
+                return True
+    return False
+
+
+def instance_cgroups(mount: Path | None) -> set[Path]:
+    """The instances of tidegate that have a cgroup: `<mount>/tidegate/*`."""
+    if mount is None or not (mount / "tidegate").is_dir():
+        return set()
+    return {path for path in (mount / "tidegate").iterdir() if path.is_dir()}
+
+
+def settle(look: Callable[[], list[T]], seconds: float = 3.0) -> list[T]:
+    """What is still there after at most `seconds`: ending takes a killed process a moment."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def start_ticks(pid: int | None = None) -> int:
+    """When a process (this one by default) started, in clock ticks since boot."""
+    stat = Path(f"/proc/{pid or os.getpid()}/stat").read_text()
+    return int(stat[stat.rindex(")") + 2 :].split()[19])
