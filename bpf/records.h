@@ -22,7 +22,8 @@
 #define STAMP_GONE (1u << 2)	    /* the socket reached CLOSE: reset */
 #define STAMP_LISTENER (1u << 3)    /* this is a listener's own entry */
 
-/* sk_storage of listeners and, cloned, of every connection they take in */
+/* sk_storage of listeners and, cloned, of every connection they take in.
+ * flags and slot share an aligned 64-bit word: BPF has atomic or on 64 bits only */
 struct stamp {
 	__u64 established_ns; /* 0 on the listener itself */
 	__u64 cookie;	      /* of the connection */
@@ -49,20 +50,24 @@ struct queue_age {
 #define MAX_LISTENERS 256 /* reuseport groups */
 #define MAX_WORKERS 64	  /* per listener */
 
-/* one (listener, worker): a cache line that the worker writes by plain stores,
- * then one that the kernel side writes by atomic adds */
+/* one (listener, worker): a cache line that userspace writes by plain stores (the worker, but for
+ * state, backlog and lost, which are the supervisor's), then one that the kernel side writes by
+ * atomic adds. waiting = arrived - taken - lost, signed: it may be off by the few connections that
+ * are between two of these steps */
 struct slot {
 	__u64 heartbeat_ns; /* last sign of life of the worker */
 	__u64 active;	    /* connections accepted and not yet ended */
 	__u64 capacity;	    /* active may not exceed it; 0: no limit */
 	__u64 state;	    /* SLOT_* */
 	__u64 backlog;	    /* min(backlog, somaxconn) of this listener */
-	__u64 worker_pad[3];
-	__u64 arrived; /* handshakes finished */
-	__u64 taken;   /* ages read for the first time: accepted */
+	__u64 lost;	    /* arrivals whose age nobody will ever read: their worker died with them */
+	__u64 user_pad[2];
+	__u64 arrived;	   /* handshakes finished, less those migrated away, plus those migrated here */
+	__u64 taken;	   /* ages read for the first time: accepted */
 	__u64 half_closed; /* clients that sent FIN before their age was read */
 	__u64 gone;	   /* connections that reached CLOSE before their age was read */
-	__u64 kernel_pad[4];
+	__u64 migrated;	   /* waiting connections that went to another slot when this listener closed */
+	__u64 kernel_pad[3];
 };
 
 /* log2 histogram of the ages at first read, one per slot: bucket b counts
@@ -74,6 +79,38 @@ struct age_histogram {
 	__u64 max_ns;
 	__u64 buckets[AGE_BUCKETS];
 	__u64 pad[5];
+};
+
+/* steer_group.policy */
+#define STEER_P2C 0	    /* the lesser load of two random workers */
+#define STEER_LEAST_QUEUE 1 /* the least load of all */
+#define STEER_HASH 2	    /* by client address; a worker's leaving moves its own clients only */
+#define STEER_CPU 3	    /* the worker of the CPU that handles the packet */
+
+/* steer_group.when_full */
+#define WHEN_FULL_QUEUE 0  /* the least bad worker gets it */
+#define WHEN_FULL_REFUSE 1 /* SK_DROP: the client sees ECONNREFUSED at once */
+
+/* steer_group.verdicts[] */
+#define VERDICT_FIT 0	   /* a worker that is alive, active and has room */
+#define VERDICT_ALL_HUNG 1 /* every candidate looked hung: heartbeats ignored */
+#define VERDICT_ALL_FULL 2 /* every live worker was full: queued all the same */
+#define VERDICT_REFUSED 3  /* every live worker was full: dropped */
+#define VERDICT_FALLBACK 4 /* nothing to select, or the selection failed: the kernel's hash chose */
+#define VERDICT_MIGRATED 5 /* of the above, those that moved a connection from a closed listener */
+#define VERDICTS 8
+
+#define NO_SLOT 0xffffffffu
+
+/* one reuseport group: what steer.c reads for each selection, a map of one entry */
+struct steer_group {
+	__u64 policy;	     /* STEER_* */
+	__u64 when_full;     /* WHEN_FULL_* */
+	__u64 hang_after_ns; /* a heartbeat older than this: hung; 0: never */
+	__u64 count;	     /* positions in use, the last one included: <= MAX_WORKERS */
+	__u64 pad[4];
+	__u32 slots[MAX_WORKERS]; /* position in the sockarray -> index into slots[], or NO_SLOT */
+	__u64 verdicts[VERDICTS]; /* written by the kernel side */
 };
 
 #endif

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What every program here uses.
+ *
+ * Maps are made by userspace before a program is loaded. The C names them by
+ * number, and the loader writes the real file descriptor in place of the
+ * number: one compiled object serves any set of maps, those inherited from a
+ * predecessor included.
+ */
+#ifndef TIDEGATE_COMMON_H
+#define TIDEGATE_COMMON_H
+
+#include <uapi/linux/bpf.h>
+#include "records.h"
+
+#define MAP(number) ((void *)bpf_pseudo_fd(1, number))
+
+/* kept in step with loader.py, which names them alike */
+#define MAP_STAMPS 1	/* sk_storage: struct stamp */
+#define MAP_SLOTS 2	/* array: struct slot */
+#define MAP_AGES 3	/* array: struct age_histogram */
+#define MAP_LISTENERS 4 /* hash: cookie of a listener -> its slot (u32) */
+#define MAP_MOVED 5	/* LRU hash: cookie of a migrated connection -> its new slot (u32) */
+#define MAP_GROUP 6	/* array of one: struct steer_group */
+#define MAP_SOCKS 7	/* reuseport sockarray: position -> listener */
+
+#define TCP_CLOSE_STATE 7
+#define TCP_CLOSE_WAIT_STATE 8
+#define TCP_NEW_SYN_RECV_STATE 12
+
+static __always_inline struct slot *slot_of(__u32 index)
+{
+	return bpf_map_lookup_elem(MAP(MAP_SLOTS), &index);
+}
+
+static __always_inline void add(__u64 *word, __s64 n)
+{
+	__sync_fetch_and_add(word, n);
+}
+
+/* sets flags in a stamp; returns those it had before */
+static __always_inline __u32 stamp_set(struct stamp *stamp, __u32 flags)
+{
+	/* little-endian: flags is the low half of the word it shares with slot */
+	return (__u32)__sync_fetch_and_or((__u64 *)&stamp->flags, (__u64)flags);
+}
+
+#endif
