@@ -60,6 +60,7 @@ class BackendState:
         "failures_total",
         "family",
         "index",
+        "last_check",
         "name",
         "origin",
         "probation",
@@ -84,6 +85,7 @@ class BackendState:
         self.active = 0  # sessions or requests that hold it, those still connecting included
         self.connecting = 0  # connects under way
         self.up = True  # the active health check's word; True while there is none
+        self.last_check = ""  # the last active check's result, a `health.CheckResult`
         self.draining = False  # takes nothing new; forgotten once active is 0
 
         self.failures = 0  # consecutive, of any kind

@@ -9,11 +9,13 @@ Who may be picked, in this order; the first that is not empty counts, also when 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
 from random import Random
 
+from tidegate import logs
 from tidegate.cluster.backend import BackendState, is_name
 from tidegate.cluster.ejection import note_connect_failure, note_failure, note_success
 from tidegate.cluster.policies import ConsistentHash, make_policy
@@ -23,10 +25,14 @@ from tidegate.config import model
 _NEVER = 1 << 63
 # A probing attempt that has not reported back by then is taken for lost and another one is let through.
 PROBE_NS = 1_000_000_000
+# Of each event, per cluster and worker: a cluster that flaps must not fill a disk.
+LOG_LINES_PER_SECOND = 5
+
+_logger = logging.getLogger("tidegate.cluster")
 
 
 class ClusterEvent(StrEnum):
-    """What a worker may want to log or count; told to the `on_event` callback."""
+    """What is logged, and told to the `on_event` callback for whoever counts."""
 
     BACKEND_DOWN = "backend_down"  # by health check
     BACKEND_UP = "backend_up"
@@ -38,6 +44,15 @@ class ClusterEvent(StrEnum):
     FAIL_OPEN = "cluster_fail_open"  # nobody is usable: any backend is tried
     FAIL_OPEN_OVER = "cluster_recovered"
 
+
+_BAD_NEWS = frozenset(
+    {
+        ClusterEvent.BACKEND_DOWN,
+        ClusterEvent.BACKEND_FAILING,
+        ClusterEvent.BACKEND_EJECTED,
+        ClusterEvent.FAIL_OPEN,
+    }
+)
 
 OnEvent = Callable[[ClusterEvent, BackendState | None], None]
 MemberKey = tuple[model.Address, model.Address]
@@ -53,6 +68,7 @@ class ClusterState:
     __slots__ = (
         "_choose",
         "_leaving",
+        "_log",
         "_members",
         "_now",
         "_policy",
@@ -62,6 +78,7 @@ class ClusterState:
         "backends",
         "config",
         "fail_open",
+        "on_change",
         "on_event",
         "rng",
     )
@@ -77,6 +94,8 @@ class ClusterState:
         self.backends: list[BackendState] = []  # all but the draining, in configuration order
         self.fail_open = False
         self.on_event = on_event
+        self.on_change: list[Callable[[], None]] = []  # called after backends came, went or changed
+        self._log = logs.RateLimited(_logger, LOG_LINES_PER_SECOND, now)
         self.rng = rng if rng is not None else Random()
         self._now = now
         self._policy = make_policy(config.balance, self.rng)
@@ -262,6 +281,8 @@ class ClusterState:
         if isinstance(self._policy, ConsistentHash):
             self._policy.members(self.backends)
         self._recheck_ns = 0
+        for changed in list(self.on_change):
+            changed()
 
     def _forget(self, backend: BackendState) -> None:
         self._leaving.pop((backend.origin, backend.address), None)
@@ -283,5 +304,17 @@ class ClusterState:
             self._tell(ClusterEvent.FAIL_OPEN if fail_open else ClusterEvent.FAIL_OPEN_OVER, None)
 
     def _tell(self, event: ClusterEvent, backend: BackendState | None) -> None:
+        level = logging.WARNING if event in _BAD_NEWS else logging.INFO
+        if backend is None:
+            self._log.event(level, event.value, cluster=self.config.name)
+        else:
+            self._log.event(
+                level,
+                event.value,
+                cluster=self.config.name,
+                backend=backend.name,
+                connect_failures=backend.connect_failures_total,
+                check=backend.last_check or None,
+            )
         if self.on_event is not None:
             self.on_event(event, backend)
