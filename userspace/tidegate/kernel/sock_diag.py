@@ -29,6 +29,7 @@ _NLMSG_DONE = 3
 _REQ_BPF_STORAGES = 2  # INET_DIAG_REQ_SK_BPF_STORAGES
 _REQ_MAP_FD = 1  # SK_DIAG_BPF_STORAGE_REQ_MAP_FD
 _ATTR_INFO = 2
+_ATTR_SKMEMINFO = 7
 _ATTR_V6ONLY = 11
 _ATTR_BPF_STORAGES = 20
 _ATTR_CGROUP_ID = 21
@@ -54,6 +55,8 @@ _PORT = struct.Struct(">H")
 # struct tcp_info: last_data_sent, last_ack_sent, last_data_recv, last_ack_recv, in ms
 _INFO_LAST = struct.Struct("=4I")
 _INFO_LAST_AT = 44
+
+_MEMINFO_DROPS_AT = 8 * 4  # SK_MEMINFO_DROPS
 
 _CLOCK_MONOTONIC_COARSE = 6
 _RECEIVE_BUFFER = 1 << 16  # the kernel fills at most 32 KiB at once
@@ -84,6 +87,7 @@ class ListenSocket:
     cookie: int
     cgroup_id: int  # 0: the kernel did not say
     v6only: bool
+    drops: int  # SYNs and finished handshakes thrown away because a queue was full, since it listens
 
 
 @dataclass(slots=True)
@@ -154,7 +158,7 @@ class SockDiag:
         """Every listening TCP socket of the namespace."""
         found: list[ListenSocket] = []
         for family in families:
-            for view in self._dump(build_request(family, 1 << TCP_LISTEN)):
+            for view in self._dump(build_request(family, 1 << TCP_LISTEN, memory=True)):
                 found.extend(parse_listeners(view))
         return found
 
@@ -203,10 +207,15 @@ def open_socket() -> socket.socket:
 
 
 def build_request(
-    family: int, states: int, *, tcp_info: bool = False, storage_maps: Sequence[int] | None = None
+    family: int,
+    states: int,
+    *,
+    tcp_info: bool = False,
+    memory: bool = False,
+    storage_maps: Sequence[int] | None = None,
 ) -> bytes:
     """The body of a dump request: struct inet_diag_req_v2, then the nested list of map fds if any."""
-    extensions = 1 << (_ATTR_INFO - 1) if tcp_info else 0
+    extensions = tcp_info << (_ATTR_INFO - 1) | memory << (_ATTR_SKMEMINFO - 1)
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, extensions, states)
     if storage_maps is None:
         return body
@@ -261,12 +270,14 @@ def parse_listeners(view: memoryview) -> Iterator[ListenSocket]:
         family, state, _, _, sport, _, src, _, ifindex, cookie, _, rqueue, wqueue, uid, inode = message
         if state != TCP_LISTEN:
             continue
-        cgroup_id, v6only = 0, False
+        cgroup_id, v6only, drops = 0, False, 0
         for name, at, stop in _attributes(view, start + _MESSAGE.size, end):
             if name == _ATTR_CGROUP_ID and stop - at >= 8:
                 (cgroup_id,) = _U64.unpack_from(view, at)
             elif name == _ATTR_V6ONLY and stop > at:
                 v6only = view[at] != 0
+            elif name == _ATTR_SKMEMINFO and stop - at >= _MEMINFO_DROPS_AT + 4:
+                (drops,) = _U32.unpack_from(view, at + _MEMINFO_DROPS_AT)
         (port,) = _PORT.unpack(sport)
         yield ListenSocket(
             family=family,
@@ -280,6 +291,7 @@ def parse_listeners(view: memoryview) -> Iterator[ListenSocket]:
             cookie=cookie,
             cgroup_id=cgroup_id,
             v6only=v6only,
+            drops=drops,
         )
 
 

@@ -1,0 +1,102 @@
+"""Network namespaces: those with a name, those of processes, and a sock_diag socket in each."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.errors import EXIT_USAGE, OperatorError
+from tidegate.kernel import sock_diag
+
+NAMED = Path("/run/netns")  # where ip-netns(8) keeps them
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NamespaceError(OperatorError):
+    """A network namespace that does not exist or may not be entered."""
+
+    exit_code = EXIT_USAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """`name` is what people call it; "" for the one we are in."""
+
+    name: str
+    path: str
+
+
+OWN = Namespace("", "/proc/self/ns/net")
+
+
+def by_name(name: str) -> Namespace:
+    """`name` as `ip netns` has it, a path, or a process as pid:123."""
+    if name.startswith("pid:"):
+        path = f"/proc/{name.removeprefix('pid:')}/ns/net"
+    else:
+        path = name if "/" in name else str(NAMED / name)
+    if not os.path.exists(path):
+        raise NamespaceError(f"no network namespace {name}", "ip netns list; or give a path, or pid:NUMBER")
+    return Namespace(name, path)
+
+
+def every() -> list[Namespace]:
+    """All that can be found, each once: ours, the named, and those that only processes hold (as pid:123)."""
+    found = {_inode(OWN.path): OWN}
+    if NAMED.is_dir():
+        for entry in sorted(NAMED.iterdir()):
+            found.setdefault(_inode(str(entry)), Namespace(entry.name, str(entry)))
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        path = f"/proc/{pid}/ns/net"
+        try:
+            inode = _inode(path)
+        except OSError:
+            continue  # it ended, or it is somebody else's and we are not root
+        found.setdefault(inode, Namespace(f"pid:{pid}", path))
+    return list(found.values())
+
+
+def _inode(path: str) -> int:
+    return os.stat(path).st_ino
+
+
+def open_diag(namespace: Namespace) -> sock_diag.SockDiag:
+    """A sock_diag socket inside the namespace; this thread is back in its own when it returns.
+
+    Raises:
+        NamespaceError: it may not be entered (this takes CAP_SYS_ADMIN), or it is gone.
+    """
+    if namespace == OWN:
+        return sock_diag.SockDiag()
+    own = os.open(OWN.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            _enter(namespace.path)
+        except OSError as error:
+            fix = "run it as root" if isinstance(error, PermissionError) else ""
+            raise NamespaceError(f"network namespace {namespace.name}: {error.strerror}", fix) from None
+        try:
+            sock: socket.socket = sock_diag.open_socket()
+        finally:
+            _setns(own)
+    finally:
+        os.close(own)
+    return sock_diag.SockDiag(sock)
+
+
+def _enter(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(fd)
+    finally:
+        os.close(fd)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
