@@ -52,6 +52,7 @@ class View:
     status: dict[str, Any] | None
     notes: list[str]
     taken_ns: int
+    took_ns: int
 
 
 def build(snapshot: Snapshot, owners: Owners, status: dict[str, Any] | None, selection: Selection) -> View:
@@ -68,7 +69,7 @@ def build(snapshot: Snapshot, owners: Owners, status: dict[str, Any] | None, sel
     notes = list(snapshot.notes)
     if owners.hidden and any(row.owner is None for row in rows):
         notes.append("some processes may not be looked into; root sees more")
-    return View(rows, selection, status, notes, snapshot.taken_ns)
+    return View(rows, selection, status, notes, snapshot.taken_ns, snapshot.took_ns)
 
 
 def _wanted(row: Row, selection: Selection) -> bool:
@@ -235,6 +236,7 @@ def as_json(view: View) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "monotonic_ns": view.taken_ns,
+        "took_ns": view.took_ns,
         "tcp_info_resolution_ns": info_resolution_ns(),
         "tidegate": status and {key: status[key] for key in ("pid", "version", "queue_age")},
         "listeners": [_row_json(row, bool(view.selection.connections)) for row in view.rows],
@@ -273,6 +275,7 @@ def _row_json(row: Row, connections: bool) -> dict[str, Any]:
                 "client": one.peer,
                 "local": one.local,
                 "age_ns": one.age_ns,
+                "established_ns": one.established_ns,
                 "source": one.source,
                 "received": one.received,
                 "state": one.state,

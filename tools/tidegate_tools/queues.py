@@ -35,6 +35,7 @@ class Waiter:
     peer: str
     local: str
     age_ns: int
+    established_ns: int  # CLOCK_MONOTONIC
     source: Source
     received: int  # bytes
     half_closed: bool
@@ -197,6 +198,7 @@ def waiter(entry: QueuedSocket, stamp_maps: Mapping[int, Source]) -> Waiter:
         peer=address_text(entry.peer_host, entry.peer_port),
         local=address_text(entry.host, entry.port),
         age_ns=age_ns,
+        established_ns=entry.seen_ns - age_ns,
         source=source,
         received=entry.received,
         half_closed=entry.half_closed,

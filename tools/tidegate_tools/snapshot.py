@@ -24,6 +24,7 @@ class Snapshot:
 
     queues: list[Queue]
     taken_ns: int  # CLOCK_MONOTONIC, after the last answer
+    took_ns: int = 0  # from the first question to the last answer
     notes: list[str] = field(default_factory=list)
 
 
@@ -53,10 +54,12 @@ class Reader:
 
     def read(self) -> Snapshot:
         """The queues now. OSError when the kernel refuses sock_diag as a whole."""
+        start = time.monotonic_ns()
         queues = self._look()
         if any(queue.dead for queue in queues):
             settle(queues, self._look())
-        return Snapshot(queues, time.monotonic_ns(), list(self._notes))
+        now = time.monotonic_ns()
+        return Snapshot(queues, now, now - start, list(self._notes))
 
     def _look(self) -> list[Queue]:
         found: list[Queue] = []

@@ -21,7 +21,17 @@ MS = 1_000_000
 def queue(host: str, port: int, ages_ms: list[int], inode: int, **fields: Any) -> Queue:
     one = ListenSocket(socket.AF_INET, host, port, 0, len(ages_ms), 128, 0, inode, inode, 1, False, 0)
     waiters = [
-        Waiter(f"10.0.0.1:{4000 + i}", f"{host}:{port}", age * MS, Source.STAMP, 10 * i, False, False, i)
+        Waiter(
+            f"10.0.0.1:{4000 + i}",
+            f"{host}:{port}",
+            age * MS,
+            -age * MS,
+            Source.STAMP,
+            10 * i,
+            False,
+            False,
+            i,
+        )
         for i, age in enumerate(ages_ms)
     ]
     return Queue(f"{host}:{port}", host, port, 0, fields.pop("netns", ""), [one], waiters, **fields)
@@ -110,7 +120,7 @@ def test_columns_appear_when_they_say_something() -> None:
     rows = view().rows
     rows[0].queue.netns = "blue"
     rows[0].queue.sockets[0].drops = 3
-    text = ages_view.as_text(View(rows, Selection(), None, [], 0))
+    text = ages_view.as_text(View(rows, Selection(), None, [], 0, 0))
     assert "NETNS" in text
     assert "DROPS" in text
 
@@ -139,6 +149,6 @@ def test_json_has_the_documented_fields() -> None:
 
 
 def test_without_tidegate_and_without_listeners() -> None:
-    empty = ages_view.build(Snapshot([], 0, ["a note"]), Owners(), None, Selection())
+    empty = ages_view.build(Snapshot([], 0, 0, ["a note"]), Owners(), None, Selection())
     assert ages_view.as_text(empty) == "no TCP listener\n\nnote: a note"
     assert ages_view.as_json(empty)["listeners"] == []
