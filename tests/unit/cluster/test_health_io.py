@@ -214,6 +214,11 @@ def test_our_own_stall_is_not_the_backends_fault(
     checked.until(lambda: backend.last_check == "timeout")
 
 
+def fill(hogs: list[int]) -> None:
+    while True:
+        hogs.append(os.dup(0))
+
+
 def test_want_of_descriptors_says_nothing_about_a_backend(
     serve: Callable[..., Server], run: Callable[..., Run]
 ) -> None:
@@ -222,11 +227,10 @@ def test_want_of_descriptors_says_nothing_about_a_backend(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     top = max(map(int, os.listdir("/proc/self/fd"))) + 40
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(top, hard), hard))
-    hogs = []
+    hogs: list[int] = []
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-            while True:
-                hogs.append(os.dup(0))
+            fill(hogs)
         checked.until(lambda: bool(backend.last_check))
         assert backend.last_check == "none"
         assert backend.up
