@@ -164,6 +164,38 @@ class Slow(Server):
             return {"accepted": self.accepted, "ended": self.ended, "records": list(self.records)}
 
 
+class Gate(Server):
+    """Records a line, holds the answer back until the command `open` lets one through, closes after it.
+
+    The earliest line in hand is let through first.
+    """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.records: list[tuple[str, int, int]] = []
+        self.permits = threading.Semaphore(0)
+
+    def serve(self, client: socket.socket, accepted_ns: int) -> None:
+        with client.makefile("rb") as lines:
+            line = lines.readline()
+            if not line:
+                return
+            with self.lock:
+                self.records.append((line.rstrip(b"\n").decode("latin-1"), accepted_ns, time.monotonic_ns()))
+            self.permits.acquire()
+            client.sendall(line)
+
+    def command(self, name: str) -> Any:
+        if name == "open":
+            self.permits.release()
+            return {}
+        return super().command(name)
+
+    def stats(self) -> dict[str, Any]:
+        with self.lock:
+            return {"accepted": self.accepted, "ended": self.ended, "records": list(self.records)}
+
+
 class Exchange(Server):
     """Digests both ways. The client's first line says what to do: {"id", "down", "seed", ...}.
 
@@ -284,6 +316,7 @@ KINDS: dict[str, Callable[[Options], Server]] = {
     "echo": Echo,
     "counting": Counting,
     "slow": Slow,
+    "gate": Gate,
     "exchange": Exchange,
     "never_reads": NeverReads,
     "discard": Discard,

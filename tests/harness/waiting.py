@@ -13,7 +13,7 @@ class DeadlineError(AssertionError):
     """What was waited for did not come in time."""
 
 
-def wait_until(probe: Callable[[], T], timeout_s: float, what: str, every_s: float = 0.01) -> T:
+def wait_until(probe: Callable[[], T | None], timeout_s: float, what: str, every_s: float = 0.01) -> T:
     """The first true value of `probe`, which is called every `every_s` seconds for `timeout_s`.
 
     Raises:
