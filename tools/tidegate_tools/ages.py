@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from tidegate.config.errors import BadValue
+from tidegate.config.errors import BadValueError
 from tidegate.config.units import parse_duration
 from tidegate.errors import EXIT_UNREACHABLE, OperatorError
 from tidegate_tools import ages_view, client, namespaces, owners
@@ -124,5 +124,5 @@ def _parse_age(text: str | None) -> int:
         return 0
     try:
         return parse_duration(text)
-    except BadValue as error:
+    except BadValueError as error:
         raise click.BadParameter(f"{text!r} {error}", param_hint="--min-age") from None

@@ -10,6 +10,7 @@ import click
 
 from tidegate.config.defaults import CONTROL as DEFAULT_CONTROL
 from tidegate.control import client
+from tidegate_tools.table import clean
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -53,3 +54,13 @@ def status_if_any(control: str | None) -> dict[str, Any] | None:
 def show_json(value: object, *, indent: int | None = 2) -> None:
     """On one line when `indent` is None: a stream of frames is one a line."""
     click.echo(json.dumps(value, indent=indent))
+
+
+def show_answer(answer: dict[str, Any], as_json: bool, done: str) -> None:
+    """What a verb that changes something says: its own message when it has one."""
+    if as_json:
+        show_json(answer)
+        return
+    click.echo(clean(str(answer.get("message") or done)))
+    for note in answer.get("notes", ()):
+        click.echo(f"note: {clean(str(note))}")

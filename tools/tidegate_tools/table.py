@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -71,9 +70,9 @@ def cut(text: str, size: int) -> str:
 
 def clean(text: str) -> str:
     """Control characters replaced: a process may call itself anything, escape sequences included."""
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
-    return "".join("?" if unicodedata.category(char)[0] == "C" else char for char in text)
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def duration(ns: float | None) -> str:
