@@ -1,7 +1,8 @@
 """The one list of what tidegate counts: metrics, label values, why connections are dropped, why sessions end.
 
 Names follow the Prometheus conventions (https://prometheus.io/docs/practices/naming/), but times are kept in
-nanoseconds, so a name here says `_ns` where the exposition says `_seconds` (`exposed_name`). A counter's value only ever grows, over worker restarts too; a gauge is what is true now.
+nanoseconds, so a name here says `_ns` where the exposition says `_seconds` (`exposed_name`).
+A counter's value only ever grows, over worker restarts too; a gauge is what is true now.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class DropReason(Documented):
     STALE = "stale", "It had waited longer than stale_after, in the kernel and in the accept queue together."
     CLIENT_GONE = (
         "client_gone",
-        "While it waited the client reset it, or closed without sending a byte (with abort_on_close: at all).",
+        "Its client reset it while it waited, or closed without a byte (with abort_on_close: closed at all).",
     )
     QUEUE_FULL = (
         "queue_full",
