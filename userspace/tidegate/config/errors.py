@@ -1,0 +1,88 @@
+"""Configuration errors: where, what, and what to write instead; all of a file's at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tidegate.errors import EXIT_USAGE, OperatorError
+
+Path = tuple[str | int, ...]
+"""Where a value stands in the document: keys, and indices of array elements."""
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigError:
+    """One thing to mend. `line` counts from 1; 0 means that the file as a whole is meant."""
+
+    file: str
+    line: int
+    key_path: str
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.message}\n  {self.fix}" if self.fix else f"{where}: {self.message}"
+
+
+class ConfigErrors(OperatorError):  # noqa: N818 (it is a list of them)
+    """Every error of one file, in the order of its lines. Prints as a count and then one by one."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self.errors = sorted(dict.fromkeys(errors), key=lambda error: error.line)
+        if not self.errors:
+            raise ValueError("no errors to report")
+        count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        super().__init__("\n".join([f"{count} in {self.errors[0].file}", *map(str, self.errors)]))
+
+
+class BadValueError(ValueError):
+    """A value that cannot be taken. The reader of the key adds where it stands and what it is called.
+
+    `message` ends the sentence that begins with the key and its value; `write` is the TOML of a value to
+    write instead, `fix` a whole sentence for when one value is not the answer.
+    """
+
+    def __init__(self, message: str, *, write: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.write = write
+        self.fix = fix
+
+
+def show_path(path: Path) -> str:
+    """`listener[0].stale_after`, keys quoted where TOML would quote them."""
+    out = ""
+    for part in path:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        else:
+            key = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
+            out += f".{key}" if out else key
+    return out
+
+
+def show_value(value: object, limit: int = 60) -> str:
+    """A value as TOML would have it, cut to `limit` characters."""
+    text = _toml(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=not value.isprintable())
+    if isinstance(value, dict):
+        inside = ", ".join(f"{show_path((str(key),))} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)
