@@ -73,7 +73,7 @@ def write(runs: list[Run]) -> None:
 
 
 def table(known: dict[str, Any]) -> str:
-    """Markdown: a column for each kernel, a row for each feature; what was seen of an absence is a footnote."""
+    """Markdown: a column for each kernel, a row for each feature, how an absence showed as a footnote."""
     kernels = sorted(known, key=_order)
     rows = [["feature", *(known[kernel]["release"] for kernel in kernels)]]
     rows.append(["---"] * len(rows[0]))

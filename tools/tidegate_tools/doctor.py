@@ -170,10 +170,15 @@ class Report:
     features: list[probes.Result]
 
     @property
+    def lacking(self) -> str:
+        """The names of what is needed and missing."""
+        return ", ".join(check.name for check in self.checks if check.needed and not check.ok)
+
+    @property
     def ok(self) -> bool:
         """Nothing needed is missing, and the kernel has what kernels of its age must have."""
         release = platform.release()
-        return all(check.ok for check in self.checks if check.needed) and all(
+        return not self.lacking and all(
             result.works for result in self.features if probes.required(result.feature, release)
         )
 
@@ -198,12 +203,10 @@ class Report:
 
 def examine() -> Report:
     """Looks at everything; a second or two, for the programs are compiled and tried."""
-    checks = [check() for check in _CHECKS]
-    lacking = [check for check in checks if check.needed and not check.ok]
-    if lacking:
-        missing = ", ".join(check.name for check in lacking)
-        return Report(checks, probes.none_of_it(f"not tried: {missing}"))
-    return Report(checks, probes.run_alone())
+    report = Report([check() for check in _CHECKS], [])
+    found = probes.none_of_it(f"not tried: {report.lacking}") if report.lacking else probes.run_alone()
+    report.features.extend(found)
+    return report
 
 
 def _say(report: Report) -> None:
@@ -213,6 +216,9 @@ def _say(report: Report) -> None:
         click.echo(f"{word:8} {check.name}: {check.found}")
         if check.fix:
             click.echo(f"{'':8}   fix: {check.fix}")
+    if lacking := report.lacking:
+        click.echo(f"\nThe kernel's features were not tried, for want of: {lacking}")
+        return
     click.echo("\nWhat this kernel does, each tried just now:")
     for result in report.features:
         about = probes.ABOUT[probes.Feature(result.feature)]
