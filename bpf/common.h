@@ -17,7 +17,7 @@
 
 /* kept in step with loader.py, which names them alike */
 #define MAP_STAMPS 1	/* sk_storage: struct stamp */
-#define MAP_SLOTS 2	/* array: struct slot */
+#define MAP_SLOTS 2	/* array of one: struct slot[MAX_SLOTS] */
 #define MAP_AGES 3	/* array: struct age_histogram */
 #define MAP_LISTENERS 4 /* hash: cookie of a listener -> its slot (u32) */
 #define MAP_MOVED 5	/* LRU hash: cookie of a migrated connection -> its new slot (u32) */
@@ -28,9 +28,30 @@
 #define TCP_CLOSE_WAIT_STATE 8
 #define TCP_NEW_SYN_RECV_STATE 12
 
+/*
+ * All slots are one map value: a selection reads many of them, and an addition
+ * is cheaper than a lookup.
+ */
+static __always_inline struct slot *all_slots(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(MAP(MAP_SLOTS), &zero);
+}
+
+/* one of them. Masked in assembly: clang would check one register and use another */
+static __always_inline struct slot *slot_at(struct slot *slots, __u64 index)
+{
+	asm volatile("%0 &= 4095" : "+r"(index));
+	return slots + index;
+}
+_Static_assert(MAX_SLOTS == 4096, "slot_at() masks with MAX_SLOTS - 1");
+
 static __always_inline struct slot *slot_of(__u32 index)
 {
-	return bpf_map_lookup_elem(MAP(MAP_SLOTS), &index);
+	struct slot *slots = all_slots();
+
+	return slots && index < MAX_SLOTS ? slot_at(slots, index) : 0;
 }
 
 static __always_inline void add(__u64 *word, __s64 n)

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tidegate.config.model import Steer, WhenFull
 from tidegate.kernel import bpf, maps, tcp_info
 from tidegate.kernel.cgroup import InstanceCgroup
 from tidegate.kernel.links import Attached
@@ -35,6 +36,7 @@ from tidegate.kernel.loader import (
 )
 from tidegate.kernel.records import MAX_SLOTS, RECORDS_VERSION, SlotState, Stamp, StampFlag
 from tidegate.kernel.slots import AgeCounts, Ages, Slots
+from tidegate.kernel.steering import SteeredGroup
 
 _SO_COOKIE = 57
 _CGROUP_PROGRAMS = (SOCKOPS, GETSOCKOPT)
@@ -63,6 +65,7 @@ class KernelHalf:
         self.slots = Slots(self.map_fds[MapNumber.SLOTS])
         self.ages = Ages(self.map_fds[MapNumber.AGES])
         self._objects = objects
+        self.groups: dict[int, SteeredGroup] = {}
         self._next_slot = 0
 
     @classmethod
@@ -149,6 +152,40 @@ class KernelHalf:
         with contextlib.suppress(FileNotFoundError):
             bpf.map_delete(self.map_fds[MapNumber.LISTENERS], struct.pack("=Q", socket_cookie(sock)))
 
+    def steer_listener(
+        self,
+        index: int,
+        members: Sequence[tuple[socket.socket, int]],
+        *,
+        policy: Steer,
+        when_full: WhenFull,
+        hang_after_ns: int,
+    ) -> SteeredGroup:
+        """Steers the reuseport group of marked listeners, given as (socket, slot).
+
+        `index` is the caller's number of the listener, by which a hand-over finds the group again.
+        KernelUnavailable where the kernel refuses: the group keeps the kernel's own hash then.
+        """
+        group = SteeredGroup.load(self.objects(), self.map_fds)
+        try:
+            group.configure(policy, when_full, hang_after_ns)
+            for sock, slot in members:
+                group.add(sock, slot)
+            group.attach(members[0][0])
+        except OSError as error:
+            group.close()
+            raise KernelUnavailable(
+                f"cannot steer listener {index}: {error.strerror}", "tidegate doctor"
+            ) from error
+        self.groups[index] = group
+        return group
+
+    def unsteer_listener(self, index: int) -> None:
+        """Forgets a group whose listener is removed. Idempotent."""
+        group = self.groups.pop(index, None)
+        if group is not None:
+            group.close()
+
     def reset_slot(self, slot: int) -> None:
         """Zeroes and frees a slot. Only when its listener is closed and its worker knows no more of it."""
         self.slots.reset(slot)
@@ -186,7 +223,8 @@ class KernelHalf:
 
     def program_fds(self) -> dict[str, int]:
         """Fds of the loaded programs by name, for run statistics."""
-        return {name: attached.prog_fd for name, attached in self.attached.items()}
+        programs = {name: attached.prog_fd for name, attached in self.attached.items()}
+        return programs | {f"steer.{index}": group.prog_fd for index, group in self.groups.items()}
 
     # -- hand-over ---------------------------------------------------------------------------------
 
@@ -205,11 +243,15 @@ class KernelHalf:
         for name, attached in self.attached.items():
             give(f"prog.{name}", attached.prog_fd)
             give(f"link.{name}", attached.link_fd)
+        for index, group in self.groups.items():
+            for name, fd in group.fds().items():
+                give(f"{name}.{index}", fd)
         manifest = {
             "records_version": RECORDS_VERSION,
             "cgroup": str(self.cgroup.path),
             "cgroup_origin": str(self.cgroup.origin),
             "next_slot": self._next_slot,
+            "groups": list(self.groups),
             "fds": names,
         }
         return manifest, fds
@@ -238,6 +280,9 @@ class KernelHalf:
         for program in _CGROUP_PROGRAMS:
             prog_fd, link_fd = by_name.pop(f"prog.{program.name}"), by_name.pop(f"link.{program.name}")
             half.attached[program.name] = Attached(program.name, prog_fd, link_fd)
+        for index in manifest["groups"]:
+            group_fds = {name: by_name.pop(f"{name}.{index}") for name in ("group", "socks", "prog")}
+            half.groups[int(index)] = SteeredGroup.adopt(group_fds)
         return half
 
     def refresh_programs(self) -> None:
@@ -267,8 +312,7 @@ class KernelHalf:
 
     def worker_close(self) -> None:
         """In a forked worker: closes all that could harm others. The slots and ages stay mapped."""
-        self._close_attached()
-        self._close_maps()
+        self._close_fds()
         self.cgroup.close_fd()
 
     def release(self) -> None:
@@ -277,11 +321,13 @@ class KernelHalf:
 
     def close(self) -> bool:
         """Detaches, moves the process back to where it was, removes the cgroup. False if that stays."""
-        self._close_attached()
-        self._close_maps()
+        self._close_fds()
         return self.cgroup.remove()
 
-    def _close_maps(self) -> None:
+    def _close_fds(self) -> None:
+        self._close_attached()
+        for group in self.groups.values():
+            group.close()
         for fd in self.map_fds.values():
             os.close(fd)
         self.map_fds.clear()

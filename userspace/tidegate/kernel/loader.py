@@ -64,7 +64,7 @@ class Program:
 SOCKOPS = Program("sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, load_attach=False)
 GETSOCKOPT = Program("getsockopt", ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_GETSOCKOPT)
 STEER = Program("steer", ProgType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE)
-PROGRAMS = (SOCKOPS, GETSOCKOPT)
+PROGRAMS = (SOCKOPS, GETSOCKOPT, STEER)
 
 
 def source_dir() -> Path:

@@ -38,7 +38,8 @@ def create(number: MapNumber) -> int:
             flags = bpf.F_NO_PREALLOC | bpf.F_CLONE  # children inherit the listener's entry
             return _records(MapType.SK_STORAGE, Stamp, 0, "tg_stamps", flags)
         case MapNumber.SLOTS:
-            return _records(MapType.ARRAY, Slot, MAX_SLOTS, "tg_slots", bpf.F_MMAPABLE)
+            size = MAX_SLOTS * ctypes.sizeof(Slot)  # one value: the programs index it by themselves
+            return bpf.map_create(MapType.ARRAY, 4, size, 1, "tg_slots", bpf.F_MMAPABLE)
         case MapNumber.AGES:
             return _records(MapType.ARRAY, AgeHistogram, MAX_SLOTS, "tg_ages", bpf.F_MMAPABLE)
         case MapNumber.LISTENERS:
