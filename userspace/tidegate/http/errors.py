@@ -1,0 +1,66 @@
+"""Peer errors: what a client or a backend did wrong, with the status to answer and the reason to log.
+
+The split follows h11: one root, one class per guilty side, the suggested status inside the exception.
+After one was raised the parser it came from is spent: the session answers (or not), then closes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Why a peer's bytes were refused: the closed list that logs and metrics use."""
+
+    REQUEST_LINE = "request_line"  # not `method SP target SP HTTP/1.x`
+    VERSION = "version"  # an HTTP version other than 1.0 and 1.1
+    HEADER = "header"  # a line outside the grammar: folding, bare CR or LF, control bytes, space before ":"
+    HEAD_TOO_LARGE = "head_too_large"  # head or trailer section over its limit in bytes or lines
+    TARGET_TOO_LONG = "target_too_long"
+    TARGET = "target"  # a request target that is no valid form for the method
+    HOST = "host"  # missing, repeated, malformed, or at odds with the target
+    MISDIRECTED = "misdirected"  # an absolute target of another scheme than the listener's
+    METHOD = "method"  # CONNECT, or TRACE with a body
+    FRAMING = "framing"  # Content-Length and Transfer-Encoding that leave the length in doubt
+    CODING = "coding"  # a transfer coding other than chunked
+    EXPECTATION = "expectation"  # Expect other than 100-continue
+    AMBIGUOUS_PATH = "ambiguous_path"  # two readings of the path lead to two routes
+    BODY = "body"  # chunk size, extension, delimiter or trailer outside the grammar
+    BODY_TOO_LARGE = "body_too_large"  # a length that no 63-bit counter holds
+    STATUS_LINE = "status_line"  # not `HTTP/1.x SP code [SP reason]`
+    CUT = "cut"  # the connection ended inside a message
+    UNASKED = "unasked"  # bytes from a backend that owes no response, or an upgrade nobody asked for
+    INTERIM = "interim"  # more 1xx responses than any use of them explains
+    PROXY_HEADER = "proxy_header"  # a PROXY protocol header that is missing, malformed or fails its checksum
+    SECOND_OPINION = "second_opinion"  # llhttp reads the head otherwise than we do
+
+
+class PeerError(Exception):
+    """A peer broke the protocol.
+
+    `status` is the answer to the client (for a backend's fault too, as long as no byte of a response was
+    sent), `fault` the reason for log and metric, the message a sentence without the peer's bytes in it.
+    """
+
+    __slots__ = ("fault", "message", "status")
+
+    def __init__(self, status: int, fault: Fault, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.fault = fault
+        self.message = message
+
+
+class RequestError(PeerError):
+    """The client's request is refused; its connection is closed after the answer."""
+
+    __slots__ = ()
+
+
+class ResponseError(PeerError):
+    """The backend's response is unusable: 502 before the head was passed on, a cut after it."""
+
+    __slots__ = ()
+
+    def __init__(self, fault: Fault, message: str, status: int = 502) -> None:
+        super().__init__(status, fault, message)
