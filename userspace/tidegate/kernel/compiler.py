@@ -1,7 +1,7 @@
 """Compiles BPF C with BCC, in a process of its own: BCC maps LLVM, and it is gone when this ends.
 
 Run by path, not as a module, and so on nothing but the standard library and bcc: it also works under
-another interpreter than tidegate's. Request (JSON on stdin): {"cflags": [..], "sources": {name: text},
+another interpreter than tidegate's. Request (JSON on stdin): {"cflags": [..], "text": C of all programs,
 "functions": {name: function}}. Answer (JSON on stdout): {"objects": {name: base64 of the instructions}},
 or {"error": "no_bcc" | "no_headers" | "compile", "detail": text}.
 """
@@ -26,16 +26,14 @@ def compile_all(request: dict[str, Any]) -> dict[str, Any]:
         from bcc import BPF
     except ImportError as error:
         return {"error": "no_bcc", "detail": str(error)}
-    objects = {}
-    for name, text in request["sources"].items():
-        try:
-            module = BPF(text=text, cflags=list(request["cflags"]))
-            code = module.dump_func(request["functions"][name].encode())
-        except Exception as error:  # BCC raises bare Exception
-            kind = "compile" if _headers_present() else "no_headers"
-            return {"error": kind, "detail": f"{name}: {error}"}
-        objects[name] = base64.b64encode(code).decode()
-        module.cleanup()
+    try:
+        module = BPF(text=request["text"], cflags=list(request["cflags"]))
+        objects = {
+            name: base64.b64encode(module.dump_func(function.encode())).decode()
+            for name, function in request["functions"].items()
+        }
+    except Exception as error:  # BCC raises bare Exception
+        return {"error": "compile" if _headers_present() else "no_headers", "detail": str(error)}
     return {"objects": objects}
 
 
