@@ -94,6 +94,17 @@ def test_the_same_key_starts_at_the_same_backend() -> None:
     assert len(firsts) == 1
 
 
+def test_a_preferred_backend_comes_first_but_not_twice() -> None:
+    state, _, clock = made(1, 1, 1)
+    for backend in state.backends:
+        plan = RetryPlan(state)
+        assert plan.next(clock(), prefer=backend) is backend
+        assert plan.next(clock(), prefer=backend) is not backend
+    state.set_health(state.backends[0], False)
+    plan = RetryPlan(state)
+    assert plan.next(clock(), prefer=state.backends[0]) in state.backends[1:]
+
+
 @given(
     st.integers(1, 5),
     st.integers(0, 30),

@@ -141,6 +141,12 @@ class ClusterState:
             self._refresh(now_ns)
         return any(backend not in exclude for backend in self._usable)
 
+    def pickable(self, backend: BackendState, now_ns: int) -> bool:
+        """Whether `pick` could return this very backend now."""
+        if now_ns >= self._recheck_ns:
+            self._refresh(now_ns)
+        return backend in self._usable
+
     def acquired(self, backend: BackendState) -> None:
         """A session or request now uses it; paired with exactly one `released`."""
         backend.active += 1

@@ -23,7 +23,6 @@ MAX_HEAD = 16 * 1024
 
 # RFC 9112 4: the reason phrase may be empty, and many servers then leave out the space before it too.
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _PROXY_V2_LOCAL = b"\r\n\r\n\x00\r\nQUIT\n" + bytes((0x20, 0, 0, 0))
 
 
@@ -103,7 +102,7 @@ class Check:
             return CheckResult.CLOSED
         self._received += data
         while True:
-            match = _STATUS_LINE.match(self._received)
+            match = _STATUS_LINE.match(self._received) if b"\n" in self._received else None
             if match is None:
                 return self._unfinished()
             status = int(match[1])
@@ -111,10 +110,10 @@ class Check:
                 good = status in self._expect if self._expect else status < 300
                 return CheckResult.OK if good else CheckResult.STATUS
             # 1xx: an interim answer, the final one follows its head (RFC 9110 15.2)
-            end = _HEAD_END.search(self._received, match.end() - 2)
-            if status == 101 or end is None:
+            end = _head_end(self._received, match.end() - 1)
+            if status == 101 or not end:
                 return CheckResult.GARBAGE if status == 101 or len(self._received) > MAX_HEAD else None
-            self._received = self._received[end.end() :]
+            self._received = self._received[end:]
 
     def _unfinished(self) -> CheckResult | None:
         head = self._received
@@ -122,6 +121,12 @@ class Check:
         if not plausible or b"\n" in head or len(head) > MAX_HEAD:
             return CheckResult.GARBAGE
         return None
+
+
+def _head_end(data: bytes, line_end: int) -> int:
+    """Where the head ends whose first line's LF is at `line_end`; 0: not here yet."""
+    ends = [at + len(mark) for mark in (b"\n\r\n", b"\n\n") if (at := data.find(mark, line_end)) >= 0]
+    return min(ends, default=0)
 
 
 def _proxy_header(version: ProxyProtocol) -> bytes:

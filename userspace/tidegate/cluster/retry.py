@@ -1,5 +1,4 @@
-"""The attempts of one session or request to reach a backend. No clock, no sockets, no timers: it only
-decides.
+"""The attempts of one session or request to reach a backend: which next, and when. No I/O, no timers.
 
 Each attempt has `connect_timeout` to itself (as HAProxy's and nginx's have), so a session that uses all its
 attempts takes at most (retries + 1) x connect_timeout plus the delays between them. A first retry goes to
@@ -43,16 +42,18 @@ class RetryPlan:
         """Attempts made after the first."""
         return max(0, self.attempts - 1)
 
-    def next(self, now_ns: int) -> BackendState | None:
-        """The backend for the next attempt:
+    def next(self, now_ns: int, prefer: BackendState | None = None) -> BackendState | None:
+        """The backend for the next attempt, None when nothing can be picked.
 
-        one not tried yet if there is one. None when nothing can be picked.
+        `prefer` (a sticky cookie's) if it may be picked and was not tried; else one not tried yet; else any.
         """
         if self.attempts > self._retries:
             return None
         cluster = self._cluster
         backend: BackendState | None
-        if self.tried:
+        if prefer is not None and prefer not in self.tried and cluster.pickable(prefer, now_ns):
+            backend = prefer
+        elif self.tried:
             backend = cluster.pick(self.tried, self._key, now_ns) or cluster.pick((), self._key, now_ns)
         else:
             backend = cluster.pick((), self._key, now_ns)
