@@ -155,6 +155,7 @@ class Metric:
     help: str
     label: str = ""
     values: tuple[str, ...] = ()
+    exposed_as: str = ""  # where its own name without _total is that of another: one family in OpenMetrics
 
     @property
     def words(self) -> int:
@@ -169,6 +170,8 @@ class Metric:
     @property
     def exposed_name(self) -> str:
         """Its name in the Prometheus exposition, where times are seconds."""
+        if self.exposed_as:
+            return EXPOSED_PREFIX + self.exposed_as
         stem = self.name.removesuffix("_total")
         total = self.name[len(stem) :]
         return EXPOSED_PREFIX + (stem.removesuffix("_ns") + "_seconds" if self.nanoseconds else stem) + total
@@ -200,7 +203,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("thefts_total", _L, _COUNTER, "Of accepted_total, those taken from the queue of another worker."),
     Metric("queued", _L, _GAUGE, "Connections accepted and waiting for a session."),
     Metric("accept_queue_wait_ns", _L, _HISTOGRAM, "Time from accept to the begin of the session."),
-    Metric("sessions", _L, _GAUGE, "Sessions under way."),
+    Metric("sessions", _L, _GAUGE, "Sessions under way.", exposed_as="current_sessions"),
     Metric("sessions_total", _L, _COUNTER, "Sessions begun."),
     Metric("ended_total", _L, _COUNTER, "Sessions ended.", "reason", _values(EndReason)),
     Metric("zombies_total", _L, _COUNTER, "Sessions that the zombie checker had to end."),
@@ -232,7 +235,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     ),
     Metric("workers", _P, _GAUGE, "Workers that accept connections."),
     Metric("reloads_total", _P, _COUNTER, "Reloads asked for.", "result", _values(ReloadResult)),
-    Metric("backend_connections", _B, _GAUGE, "Connections to the backend, open or being opened."),
+    Metric("backend_current_connections", _B, _GAUGE, "Connections to the backend, open or being opened."),
     Metric("backend_connections_total", _B, _COUNTER, "Connections made to the backend."),
     Metric("backend_connect_failures_total", _B, _COUNTER, "Attempts to connect to the backend that failed."),
 )
