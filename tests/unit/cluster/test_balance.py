@@ -49,7 +49,7 @@ def test_a_failed_connect_rests_the_backend_then_probes_it_one_at_a_time() -> No
     bad, good = bench.state.backends
     bench.state.connect_failed(bad)
     assert bench.picks() == {good.index}
-    assert bad.state(bench.clock()) == "backing_off"
+    assert bad.state(bench.clock()) == "failing"
     bench.clock.advance(1.0)
     picked = Counter(bench.state.pick().index for _ in range(100))
     assert picked[bad.index] == 1
@@ -67,6 +67,22 @@ def test_back_off_grows_is_random_and_is_capped() -> None:
         draws = {backoff_ns(tries, rng) for _ in range(50)}
         assert len(draws) > 40
         assert all(top // 2 <= draw <= top for draw in draws)
+
+
+def test_failed_probes_lengthen_the_back_off() -> None:
+    bench = Bench(1, 1)
+    bad = bench.state.backends[0]
+    rests = []
+    for _ in range(12):
+        while bench.state.pick() is not bad:
+            bench.clock.advance(0.05)
+        bench.clock.advance(0.2)
+        bench.state.connect_failed(bad)
+        rests.append((bad.retry_at_ns - bench.clock()) / SECOND)
+    for tries, rest in enumerate(rests):
+        top = 2 ** min(tries, BACKOFF_MAX_TRIES)
+        assert top / 2 <= rest <= top
+    assert bench.picks() == {1}
 
 
 def test_a_burst_of_failures_together_is_one_step_of_back_off() -> None:

@@ -64,6 +64,7 @@ class BackendState:
         "name",
         "origin",
         "probation",
+        "probing_until_ns",
         "retry_at_ns",
         "sockaddr",
         "tries",
@@ -94,6 +95,7 @@ class BackendState:
         self.ejected_until_ns = 0
         self.ejected_times = 0  # multiplier of the next ejection's length
         self.probation = False  # failed, and not seen to work since: gets one attempt at a time
+        self.probing_until_ns = 0  # such an attempt is under way
 
         self.connections_total = 0  # connects that were established
         self.connect_failures_total = 0
@@ -112,14 +114,12 @@ class BackendState:
         return self.family == socket.AF_UNIX
 
     def out_until_ns(self) -> int:
-        """When both back-off and ejection are over."""
-        return max(self.retry_at_ns, self.ejected_until_ns)
+        """When back-off, ejection and an attempt on probation are over."""
+        return max(self.retry_at_ns, self.ejected_until_ns, self.probing_until_ns)
 
     def usable(self, now_ns: int) -> bool:
         """May be given new work without failing open."""
-        return (
-            self.up and not self.draining and self.retry_at_ns <= now_ns and self.ejected_until_ns <= now_ns
-        )
+        return self.up and not self.draining and self.out_until_ns() <= now_ns
 
     def state(self, now_ns: int) -> str:
         """One word for `status` and logs."""
@@ -129,7 +129,7 @@ class BackendState:
             return "down"
         if self.ejected_until_ns > now_ns:
             return "ejected"
-        return "backing_off" if self.retry_at_ns > now_ns else "up"
+        return "failing" if self.probation else "up"
 
     def __repr__(self) -> str:
         return f"<backend {self.name} active={self.active} weight={self.weight}>"

@@ -131,7 +131,7 @@ class ClusterState:
         else:
             backend = self._choose(key)
         if backend.probation and not self.fail_open:
-            backend.retry_at_ns = now_ns + PROBE_NS
+            backend.probing_until_ns = now_ns + PROBE_NS
             self._recheck_ns = 0
         return backend
 

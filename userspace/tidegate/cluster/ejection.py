@@ -84,6 +84,7 @@ def note_connect_failure(backend: BackendState, now_ns: int, rng: Random) -> Non
     if backend.retry_at_ns <= now_ns:
         backend.tries += 1
         backend.retry_at_ns = now_ns + backoff_ns(backend.tries, rng)
+        backend.probing_until_ns = 0
     backend.probation = True
 
 
@@ -97,5 +98,6 @@ def note_success(backend: BackendState) -> bool:
         return False
     backend.tries = 0
     backend.retry_at_ns = 0
+    backend.probing_until_ns = 0
     backend.probation = False
     return True
