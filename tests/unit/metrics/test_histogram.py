@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -101,3 +103,11 @@ def test_nothing_counted_has_no_percentile() -> None:
 def test_shares_are_not_per_cent(q: float) -> None:
     with pytest.raises(ValueError, match="share"):
         percentile([1], q)
+
+
+def test_the_kernel_sides_histogram_has_the_same_form() -> None:
+    header = (Path(__file__).parents[3] / "bpf" / "records.h").read_text("ascii")
+    assert int(re.search(r"#define AGE_BUCKETS (\d+)", header)[1]) == BUCKETS  # type: ignore[index]
+    fields = re.search(r"struct age_histogram \{(.*?)\};", header, re.DOTALL)[1]  # type: ignore[index]
+    assert re.findall(r"__u64 (\w+)", fields)[:4] == ["count", "sum_ns", "max_ns", "buckets"]
+    assert (COUNT, SUM, MAX, FIRST_BUCKET) == (0, 1, 2, 3)
