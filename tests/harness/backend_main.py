@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -89,41 +90,75 @@ class Echo(Server):
 
 
 class Counting(Server):
-    """Records the first line of every connection, with the time it was seen, and sends it back.
+    """Records the first line of every request, with the time it was seen, and sends it back.
 
-    A head that looks like HTTP is answered as HTTP; the line recorded is then the path.
+    A head that looks like HTTP is answered as HTTP; the line recorded is then the path. One epoll loop, so
+    that hundreds of connections that come at once are seen at once.
     """
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.records: list[tuple[str, int, int]] = []  # line, accepted_ns, seen_ns
+        self.open: dict[int, tuple[socket.socket, int, bytes]] = {}
 
-    def serve(self, client: socket.socket, accepted_ns: int) -> None:
-        buffer = b""
+    def accept_for_ever(self) -> None:
+        epoll = select.epoll()
+        self.listener.setblocking(False)
+        epoll.register(self.listener, select.EPOLLIN)
         while True:
-            while b"\n" not in buffer:
-                data = client.recv(CHUNK)
-                if not data:
-                    return
-                buffer += data
-            seen_ns = time.monotonic_ns()
-            if buffer.startswith(b"GET "):
-                while b"\r\n\r\n" not in buffer:
-                    data = client.recv(CHUNK)
-                    if not data:
-                        return
-                    buffer += data
-                head, _, buffer = buffer.partition(b"\r\n\r\n")
-                line = head.split(b" ", 2)[1].lstrip(b"/").decode("latin-1")
-                body = line.encode() + b"\n"
-                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-            else:
-                first, _, buffer = buffer.partition(b"\n")
-                line = first.decode("latin-1")
-                answer = first + b"\n"
+            for fd, _mask in epoll.poll():
+                if fd == self.listener.fileno():
+                    self._accept(epoll)
+                elif not self._read(fd):
+                    epoll.unregister(fd)
+                    self.open.pop(fd)[0].close()
+                    with self.lock:
+                        self.ended += 1
+
+    def _accept(self, epoll: select.epoll) -> None:
+        while True:
+            try:
+                client, _peer = self.listener.accept()
+            except BlockingIOError:
+                return
+            client.setblocking(False)
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
-                self.records.append((line, accepted_ns, seen_ns))
-            client.sendall(answer)
+                self.accepted += 1
+            self.open[client.fileno()] = (client, time.monotonic_ns(), b"")
+            epoll.register(client.fileno(), select.EPOLLIN)
+
+    def _read(self, fd: int) -> bool:
+        """Answers every whole request; False at the end of the connection."""
+        client, accepted_ns, buffer = self.open[fd]
+        try:
+            data = client.recv(CHUNK)
+            buffer += data
+            while (parted := self._part(buffer)) is not None:
+                line, answer, buffer = parted
+                with self.lock:
+                    self.records.append((line, accepted_ns, time.monotonic_ns()))
+                client.send(answer)  # a line: it fits
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.open[fd] = (client, accepted_ns, buffer)
+        return bool(data)
+
+    @staticmethod
+    def _part(buffer: bytes) -> tuple[str, bytes, bytes] | None:
+        """The first request's line, its answer, and what follows; None while it is not whole."""
+        if buffer.startswith(b"GET "):
+            head, found, rest = buffer.partition(b"\r\n\r\n")
+            if not found:
+                return None
+            line = head.split(b" ", 2)[1].lstrip(b"/")
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s\n" % (len(line) + 1, line)
+            return line.decode("latin-1"), answer, rest
+        line, found, rest = buffer.partition(b"\n")
+        return (line.decode("latin-1"), line + b"\n", rest) if found else None
 
     def stats(self) -> dict[str, Any]:
         with self.lock:

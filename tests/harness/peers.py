@@ -7,6 +7,7 @@ block. `pids` are the processes that serve, for signals and for CPU time.
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,8 +92,10 @@ class HAProxy(Peer):
         splice: bool = False,
         reuse: str = "always",
         extra: str = "",
+        master: bool = False,
         cpus: Sequence[int] = (),
     ) -> None:
+        """`master` runs it under a master process, which `reload()` needs."""
         super().__init__(backend, cpus=cpus)
         self.name = f"haproxy {mode}"
         if threads > 1:
@@ -105,6 +108,18 @@ class HAProxy(Peer):
         self._splice = splice
         self._reuse = reuse
         self._extra = extra
+        self._master = master
+
+    @property
+    def pids(self) -> list[int]:
+        if self._master:
+            return [pid for child in self.children for pid in child_pids(child.pid)]
+        return super().pids
+
+    def reload(self) -> None:
+        """SIGUSR2: the master starts new workers, which take the listeners over."""
+        for child in self.children:
+            child.signal(signal.SIGUSR2)
 
     def _start(self) -> None:
         config = self.directory / "haproxy.cfg"
@@ -121,7 +136,8 @@ class HAProxy(Peer):
             f"backend b\n  server s {self.backend}\n"
         )
         for _ in range(self._processes):
-            self._run(["haproxy", "-db", "-f", str(config)])
+            # -W last: -db alone would switch the master mode off
+            self._run(["haproxy", "-db", "-f", str(config), *(["-W"] if self._master else [])])
         # each process opens a listener of its own: all of them must be there before the load is
         wait_until(lambda: _listeners(self.port) >= self._processes, 10, "every HAProxy to listen")
 
@@ -153,6 +169,11 @@ class Nginx(Peer):
     @property
     def pids(self) -> list[int]:
         return [pid for child in self.children for pid in child_pids(child.pid)]
+
+    def reload(self) -> None:
+        """SIGHUP: new workers on the same listeners, the old ones finish."""
+        for child in self.children:
+            child.signal(signal.SIGHUP)
 
     def _start(self) -> None:
         listen = f"listen {self.address}{' reuseport' if self._reuseport else ''} backlog=4096;"
