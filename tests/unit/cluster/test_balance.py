@@ -378,3 +378,17 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_events_are_logged_when_nobody_else_takes_them(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tidegate.cluster")
+    quiet = Bench(1, 1)
+    quiet.state.connect_failed(quiet.state.backends[0])
+    assert caplog.records == []
+    state = ClusterState(cluster(1, 1))
+    state.backends[0].last_check = "timeout"
+    state.set_health(state.backends[0], False)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("WARNING", "backend_down")
+    kv = record.kv  # type: ignore[attr-defined]
+    assert kv == {"cluster": "app", "backend": state.backends[0].name, "check": "timeout"}

@@ -32,7 +32,7 @@ _logger = logging.getLogger("tidegate.cluster")
 
 
 class ClusterEvent(StrEnum):
-    """What is logged, and told to the `on_event` callback for whoever counts."""
+    """What is told to the `on_event` callback, or, without one, logged."""
 
     BACKEND_DOWN = "backend_down"  # by health check
     BACKEND_UP = "backend_up"
@@ -45,7 +45,7 @@ class ClusterEvent(StrEnum):
     FAIL_OPEN_OVER = "cluster_recovered"
 
 
-_BAD_NEWS = frozenset(
+BAD_NEWS = frozenset(
     {
         ClusterEvent.BACKEND_DOWN,
         ClusterEvent.BACKEND_FAILING,
@@ -310,17 +310,13 @@ class ClusterState:
             self._tell(ClusterEvent.FAIL_OPEN if fail_open else ClusterEvent.FAIL_OPEN_OVER, None)
 
     def _tell(self, event: ClusterEvent, backend: BackendState | None) -> None:
-        level = logging.WARNING if event in _BAD_NEWS else logging.INFO
-        if backend is None:
-            self._log.event(level, event.value, cluster=self.config.name)
-        else:
-            self._log.event(
-                level,
-                event.value,
-                cluster=self.config.name,
-                backend=backend.name,
-                connect_failures=backend.connect_failures_total,
-                check=backend.last_check or None,
-            )
         if self.on_event is not None:
             self.on_event(event, backend)
+            return
+        self._log.event(
+            logging.WARNING if event in BAD_NEWS else logging.INFO,
+            event.value,
+            cluster=self.config.name,
+            backend=backend.name if backend is not None else None,
+            check=(backend.last_check or None) if backend is not None else None,
+        )
