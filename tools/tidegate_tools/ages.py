@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 
 import click
 
@@ -47,8 +49,13 @@ Examples:
 @click.option("--connections", is_flag=True, help="List each waiting connection, the oldest first.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True,
               help="Most connections to list.")  # fmt: skip
-@click.option("--watch", type=_WatchType(min=0.1), is_flag=False, flag_value=1.0, metavar="[SECONDS]",
-              help="Look again every so many seconds (1) until interrupted.")  # fmt: skip
+@click.option("--watch", type=_WatchType(min=0.1, max=3600), is_flag=False, flag_value=1.0,
+              metavar="[SECONDS]",
+              help="Look again every so many seconds (1) until interrupted; name listeners before it.",
+              )  # fmt: skip
+@click.option("--attach", type=click.Path(path_type=Path), metavar="CGROUP",
+              help="Stamp new connections of this cgroup meanwhile, as `tidegate trace` does (root).",
+              )  # fmt: skip
 @click.option("--netns", multiple=True, metavar="NAME",
               help="In this network namespace: a name, a path, or pid:NUMBER. May be repeated.")  # fmt: skip
 @click.option("--all-netns", is_flag=True, help="In every network namespace that can be found.")
@@ -62,6 +69,7 @@ def command(
     connections: bool,
     limit: int,
     watch: float | None,
+    attach: Path | None,
     netns: tuple[str, ...],
     all_netns: bool,
 ) -> None:
@@ -75,22 +83,34 @@ def command(
     column says which. Works with every server, and while its workers hang.
     """
     selection = Selection(listener, busy, _parse_age(min_age), sort, limit if connections else 0)
-    reader = Reader(_where(netns, all_netns))
-    try:
-        while True:
-            view = _look(reader, selection, control)
-            _show(view, as_json, watch)
-            if watch is None:
-                break
-            time.sleep(watch)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        reader.close()
+    with ExitStack() as stack:
+        reader = Reader(_where(netns, all_netns))
+        stack.callback(reader.close)
+        if attach is not None:
+            stack.enter_context(_attach(attach))
+        try:
+            while True:
+                view = _look(reader, selection, control)
+                _show(view, as_json, watch)
+                if watch is None:
+                    break
+                time.sleep(watch)
+        except KeyboardInterrupt:
+            sys.exit(130)
     if listener and not view.rows:
         raise NotFoundError(
             f"no TCP listener matches {' '.join(listener)}", "tidegate ages shows all of them"
         )
+
+
+def _attach(cgroup: Path) -> AbstractContextManager[object]:
+    from tidegate.kernel import tracing  # what needs a compiler is not loaded for those who only look
+
+    if tracing.is_root(cgroup):
+        raise click.BadParameter(
+            "that is the root cgroup; see tidegate trace --root-cgroup", param_hint="--attach"
+        )
+    return tracing.Tracer(cgroup)
 
 
 def _where(names: Sequence[str], everywhere: bool) -> list[namespaces.Namespace]:
