@@ -26,6 +26,12 @@ class Run:
     booted_s: float
     total_s: float
 
+    def abilities(self) -> str:
+        """Its features in one line, those it lacks with how that showed."""
+        have = [each["feature"] for each in self.features if each["works"]]
+        lack = [f"{each['feature']} ({each['reason']})" for each in self.features if not each["works"]]
+        return f"has {', '.join(have) or 'nothing'}" + (f"; lacks {', '.join(lack)}" if lack else "")
+
     @property
     def passed(self) -> bool:
         return not self.faults

@@ -100,6 +100,7 @@ def main(argv: list[str]) -> int:
         print(f"tools/dev vm-test: {error}", file=sys.stderr)
         return 1
     for run in runs:
+        say(f"Linux {run.release or run.name} {run.abilities()}")
         print(f"tools/dev: vm-test {run.line()}", flush=True)
     if options.table:
         support.write(runs)
