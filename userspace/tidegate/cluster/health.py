@@ -12,6 +12,7 @@ from enum import StrEnum
 from random import Random
 
 from tidegate.config.model import Address, Health, ProxyProtocol
+from tidegate.http.proxyproto import encode_v1, encode_v2
 
 # Checks of N workers x M backends begin together and would stay together; a tenth either way spreads them.
 JITTER = 0.1
@@ -23,7 +24,6 @@ MAX_HEAD = 16 * 1024
 
 # RFC 9112 4: the reason phrase may be empty, and many servers then leave out the space before it too.
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
-_PROXY_V2_LOCAL = b"\r\n\r\n\x00\r\nQUIT\n" + bytes((0x20, 0, 0, 0))
 
 
 class CheckResult(StrEnum):
@@ -130,7 +130,7 @@ def _head_end(data: bytes, line_end: int) -> int:
 
 
 def _proxy_header(version: ProxyProtocol) -> bytes:
-    """The PROXY header of a connection made on our own behalf (proxy-protocol.txt 2.1 UNKNOWN, 2.2 LOCAL)."""
+    """The PROXY header of a connection made on our own behalf."""
     if version is ProxyProtocol.V1:
-        return b"PROXY UNKNOWN\r\n"
-    return _PROXY_V2_LOCAL if version is ProxyProtocol.V2 else b""
+        return encode_v1(None, None)
+    return encode_v2(None, None, local=True) if version is ProxyProtocol.V2 else b""

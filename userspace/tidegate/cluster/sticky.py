@@ -19,39 +19,11 @@ from tidegate.cluster.balance import ClusterState
 _ID_BYTES = 8
 
 
-def sticky_id(cluster: str, backend: str, secret: bytes = b"") -> str:
+def sticky_id(cluster: str, backend: str, secret: bytes = b"") -> bytes:
     """The cookie value of a backend, 16 hex digits. `backend` is its address in configuration form."""
     text = f"{cluster}\0{backend}".encode()
-    return hashlib.blake2b(
-        text, digest_size=_ID_BYTES, key=secret[:64], person=b"tidegate sticky"
-    ).hexdigest()
-
-
-def set_cookie(name: str, value: str, secure: bool) -> bytes:
-    """The value of Set-Cookie (RFC 6265 4.1), a session cookie for the whole site, not for scripts."""
-    return f"{name}={value}; Path=/; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}".encode("latin-1")
-
-
-def take_cookie(header: bytes, name: bytes) -> tuple[str | None, bytes]:
-    """Find our cookie in the value of a Cookie field: (its value, the field without it).
-
-    Of several the first counts and all are removed: the backend must not see what is not its own. A field
-    without it comes back as it was.
-    """
-    if name not in header:
-        return None, header
-    found: str | None = None
-    rest: list[bytes] = []
-    for pair in header.split(b";"):
-        key, equals, value = pair.strip(b" \t").partition(b"=")
-        if equals and key == name:
-            if found is None:
-                found = value.strip(b'"').decode("latin-1")
-        else:
-            rest.append(pair.strip(b" \t"))
-    if found is None:
-        return None, header
-    return found, b"; ".join(pair for pair in rest if pair)
+    digest = hashlib.blake2b(text, digest_size=_ID_BYTES, key=secret[:64], person=b"tidegate sticky")
+    return digest.hexdigest().encode()
 
 
 class Sticky:
@@ -62,23 +34,27 @@ class Sticky:
     def __init__(self, cluster: ClusterState, secret: bytes = b"") -> None:
         self._cluster = cluster
         self._secret = secret
-        self._by_id: dict[str, BackendState] = {}
-        self._ids: dict[BackendState, str] = {}
+        self._by_id: dict[bytes, BackendState] = {}
+        self._ids: dict[BackendState, bytes] = {}
         self._sync()
         cluster.on_change.append(self._sync)
 
-    def value(self, backend: BackendState) -> str:
+    def value(self, backend: BackendState) -> bytes:
         """What the cookie says for this backend."""
         known = self._ids.get(backend)
         return known if known is not None else self._make(backend)
 
-    def find(self, value: str, now_ns: int) -> BackendState | None:
+    def find(self, value: bytes, now_ns: int) -> BackendState | None:
         """The backend the cookie names, if it can be picked now."""
         backend = self._by_id.get(value)
         return backend if backend is not None and self._cluster.pickable(backend, now_ns) else None
 
     def pick(
-        self, value: str | None, now_ns: int, exclude: Collection[BackendState] = (), key: bytes | None = None
+        self,
+        value: bytes | None,
+        now_ns: int,
+        exclude: Collection[BackendState] = (),
+        key: bytes | None = None,
     ) -> tuple[BackendState | None, bool]:
         """The backend for a request with this cookie (None: without), and whether to send a (new) cookie."""
         if value is not None:
@@ -88,7 +64,7 @@ class Sticky:
         backend = self._cluster.pick(exclude, key, now_ns)
         return backend, backend is not None
 
-    def _make(self, backend: BackendState) -> str:
+    def _make(self, backend: BackendState) -> bytes:
         return sticky_id(self._cluster.config.name, backend.name, self._secret)
 
     def _sync(self) -> None:
