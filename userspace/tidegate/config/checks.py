@@ -6,6 +6,7 @@ does not hide another between two.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -115,7 +116,7 @@ def _certificates(raw: dict[str, Any], spot: Spot) -> None:
                 continue
             here = spot.at(*path, "certificate", index)
             cert_path, key_path = absolute(cert, here), absolute(key, here)
-            if not (cert_path.is_file() and key_path.is_file()):
+            if not (os.path.isfile(cert_path) and os.path.isfile(key_path)):
                 continue
             if wrong := certificate_error(str(cert_path), str(key_path)):
                 here.error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def show_path(path: Path) -> str:
         if isinstance(part, int):
             out += f"[{part}]"
         else:
-            key = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
+            key = part if _BARE_KEY.fullmatch(part) else quoted(part)
             out += f".{key}" if out else key
     return out
 
@@ -75,11 +74,25 @@ def show_value(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def quoted(text: str) -> str:
+    """A text as a TOML string, with nothing in it that does not print."""
+    return f'"{"".join(_quoted_character(character) for character in text)}"'
+
+
+def _quoted_character(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=not value.isprintable())
+        return quoted(value)
     if isinstance(value, dict):
         inside = ", ".join(f"{show_path((str(key),))} = {_toml(item)}" for key, item in value.items())
         return f"{{ {inside} }}" if inside else "{}"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tidegate.config import defaults
 from tidegate.config.composite import read_value
-from tidegate.config.errors import BadValueError, show_value
+from tidegate.config.errors import BadValueError, quoted, show_value
 from tidegate.config.kinds import File, text_of
 from tidegate.config.schema import FAILED, Kind, Spot
 from tidegate.config.units import host_name_error
@@ -115,7 +115,9 @@ class HeaderValue(Kind):
                 "a header value has no line ends or control characters", fix="write it on one line"
             )
         if text != text.strip(" \t"):
-            raise BadValueError("has blanks at its ends, which HTTP does not keep", write=f'"{text.strip()}"')
+            raise BadValueError(
+                "has blanks at its ends, which HTTP does not keep", write=quoted(text.strip(" \t"))
+            )
         return text
 
 
@@ -125,7 +127,7 @@ class HostPattern(Kind):
 
     @property
     def label(self) -> str:
-        return "host or *.host"
+        return "host or `*.host`"
 
     def read(self, value: object, spot: Spot) -> Any:
         text = text_of(value, "a host", '"www.example.org"')
@@ -133,7 +135,7 @@ class HostPattern(Kind):
             raise BadValueError("a route for every host has no host key", fix="leave host out")
         if re.fullmatch(r".*[^:]:\d+", text) and not text.endswith("]"):
             raise BadValueError(
-                "has a port: routes look at the name alone", write=f'"{text.rpartition(":")[0]}"'
+                "has a port: routes look at the name alone", write=quoted(text.rpartition(":")[0])
             )
         _host(text.removeprefix("*."), '"www.example.org" or "*.example.org"')
         return text.lower()
@@ -198,10 +200,10 @@ class UrlPath(Kind):
     def read(self, value: object, spot: Spot) -> Any:
         text = text_of(value, "a path", '"/api"')
         if not text.startswith("/"):
-            raise BadValueError("a path begins with /", write=f'"/{text}"')
+            raise BadValueError("a path begins with /", write=quoted(f"/{text}"))
         if "?" in text or "#" in text:
             raise BadValueError(
-                "routes look at the path without its query", write=f'"{re.split("[?#]", text)[0]}"'
+                "routes look at the path without its query", write=quoted(re.split("[?#]", text)[0])
             )
         if not text.isascii() or not text.isprintable() or " " in text:
             raise BadValueError("has characters that a URL writes as %XX", fix="percent-encode it")

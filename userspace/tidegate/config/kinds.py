@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tidegate.config import defaults, units
 from tidegate.config.composite import read_all
-from tidegate.config.errors import BadValueError, show_value
+from tidegate.config.errors import BadValueError, quoted, show_value
 from tidegate.config.schema import REQUIRED, Kind, Spot, Table
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -316,10 +316,9 @@ class File(Kind):
         shown = show_value(str(path), 200)
         fix = f"check the path; a relative one starts at {spot.reading.base}"
         try:
-            if not path.is_file():
-                raise BadValueError(
-                    "that is no file" if path.exists() else f"there is no file {shown}", fix=fix
-                )
+            if not os.path.isfile(path):
+                what = "is not a regular file" if os.path.exists(path) else f"there is no file {shown}"
+                raise BadValueError(what, fix=fix)
             with path.open("rb") as file:
                 file.read(1)
             size = path.stat().st_size
@@ -338,7 +337,6 @@ class WritablePath(Kind):
     """A file to be written, so its directory must be there; one of `words` is taken as it is."""
 
     words: tuple[str, ...] = ()
-    longest: int = 4095
 
     @property
     def label(self) -> str:
@@ -349,14 +347,13 @@ class WritablePath(Kind):
         if text in self.words:
             return text
         path = absolute(text, spot)
-        if path.is_dir():
-            raise BadValueError(f"{path} is a directory", write=f'"{path}/access.log"')
-        if not path.parent.is_dir():
+        if os.path.isdir(path):
+            raise BadValueError("is a directory", write=quoted(f"{path}/access.log"))
+        if not os.path.isdir(path.parent):
             raise BadValueError(
-                f"there is no directory {path.parent}", fix=f"make it: mkdir -p {path.parent}"
+                f"there is no directory {show_value(str(path.parent), 200)}",
+                fix="make it, or write a path in one that is there",
             )
-        if len(os.fsencode(path)) > self.longest:
-            raise BadValueError(f"is longer than {self.longest} bytes")
         return str(path)
 
     def show(self, value: Any) -> str:
@@ -374,8 +371,8 @@ class SocketPath(Kind):
     def read(self, value: object, spot: Spot) -> Any:
         text = text_of(value, "a path", f'"{defaults.CONTROL}"')
         path = absolute(text.removeprefix("unix:"), spot)
-        if path.is_dir():
-            raise BadValueError(f"{path} is a directory", write=f'"{path}/control.sock"')
+        if os.path.isdir(path):
+            raise BadValueError("is a directory", write=quoted(f"{path}/control.sock"))
         if len(os.fsencode(path)) > units.UNIX_PATH_MAX:
             raise BadValueError(
                 f"the path of a Unix socket has at most {units.UNIX_PATH_MAX} bytes",

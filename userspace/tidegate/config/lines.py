@@ -16,10 +16,10 @@ from tidegate.config.errors import Path
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE: Final = re.compile(r"[ \t]*")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-_BASIC: Final = re.compile(r'"(?:[^"\\\n]++|\\.)*+"')
+_BASIC: Final = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
 _LITERAL: Final = re.compile(r"'[^'\n]*'")
-_MULTI_BASIC: Final = re.compile(r'"""(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}', re.DOTALL)
-_MULTI_LITERAL: Final = re.compile(r"'''(?:[^']++|'{1,2}(?!'))*+'{3,5}")
+_MULTI_BASIC: Final = re.compile(r'"""[^"\\]*(?:(?:\\.|"{1,2}(?!"))[^"\\]*)*"{3,5}', re.DOTALL)
+_MULTI_LITERAL: Final = re.compile(r"'{3}[^']*(?:'{1,2}(?!')[^']*)*'{3,5}")
 _SCALAR: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:[^\s,\]}#]*|[^\s,\]}#]+")
 _VALUES: Final = (_MULTI_BASIC, _MULTI_LITERAL, _BASIC, _LITERAL, _SCALAR)
 

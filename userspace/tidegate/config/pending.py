@@ -103,12 +103,15 @@ def check(raw: dict[str, Any], spot: Spot) -> None:
 
 def note(prefix: tuple[str, ...], key: str) -> str:
     """What the reference says of a key at `prefix`, "" when all of it is built."""
-    mine = [pending for pending in PENDING if pending.path[: len(prefix) + 1] == (*prefix, key)]
+    paths = {(*prefix, key), (*prefix, key, _ANY)} - {_LISTENER, _CLUSTER}
+    mine = [pending for pending in PENDING if pending.path in paths]
     if not mine:
         return ""
     if any(pending.uses is _written or pending.uses is _on for pending in mine):
         off = ' but `"off"`' if any(pending.uses is _on for pending in mine) else ""
         return f"Not built yet{': anything' if off else ''}{off}."
+    if any(pending.uses is _host_name for pending in mine):
+        return "Not built yet: host names."
     return f"Not built yet: {', '.join(f'`{show_value(pending.example)}`' for pending in mine)}."
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from difflib import get_close_matches
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from tidegate.config.errors import BadValueError
+from tidegate.config.errors import BadValueError, quoted
 from tidegate.config.model import Address
 
 DURATION_UNITS: Final = {
@@ -57,12 +58,14 @@ _OTHER_DURATION_NAMES: Final = {
     "day": "d",
     "days": "d",
 }
-_NUMBER: Final = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([^\d\s.]*)", re.ASCII)
+_NUMBER: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([^\W\d_]*)")
+_SCHEME: Final = re.compile(r"[a-z]+://")
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 
 def parse_duration(text: str) -> int:
     """Nanoseconds of "200ms", "1.5h"; one number and one unit."""
+    _without_spaces(text, parse_duration)
     amount, unit = _amount(text, "duration", '"200ms", "10s", "1.5h"')
     if not unit:
         raise BadValueError(
@@ -78,12 +81,14 @@ def parse_duration(text: str) -> int:
 
 
 def format_duration(ns: int) -> str:
-    """The shortest text that parse_duration reads back as `ns`, in the largest unit that divides it."""
-    return _format(ns, DURATION_UNITS, "s")
+    """Text that parse_duration reads back as `ns`, in the largest unit that fits; "60s" rather than "1m"."""
+    units = {name: size for name, size in DURATION_UNITS.items() if size <= DURATION_UNITS["s"] or ns != size}
+    return _format(ns, units, "s")
 
 
 def parse_size(text: str) -> int:
     """Bytes of "256KiB", "1MB", "0"."""
+    _without_spaces(text, parse_size)
     amount, unit = _amount(text, "size", '"256KiB", "4MiB", "1MB"')
     if not unit:
         if Decimal(amount) == 0:
@@ -103,7 +108,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest text that parse_size reads back as `size`; powers of 1024 before powers of 1000."""
+    """Text that parse_size reads back as `size`, in the largest unit that fits, powers of 1024 first."""
     if size and size % 1024 == 0:
         return _format(size, {name: n for name, n in SIZE_UNITS.items() if "i" in name or name == "B"}, "B")
     return _format(size, SIZE_UNITS, "B")
@@ -111,22 +116,15 @@ def format_size(size: int) -> str:
 
 def parse_address(text: str, *, hosts: bool = False, unix: bool = False) -> Address:
     """An Address of "127.0.0.1:80" or "[::1]:80"; with `hosts` also "name:80", with `unix` "unix:/path"."""
-    if text.startswith("unix:"):
-        if not unix:
-            raise BadValueError("a Unix socket cannot be used here", write='"127.0.0.1:8080"')
-        return _unix(text[len("unix:") :])
-    if unix and text.startswith("/"):
-        raise BadValueError("a Unix socket is written with a prefix", write=f'"unix:{text}"')
-    for scheme in ("http://", "https://", "tcp://"):
-        if text.startswith(scheme):
-            rest = text[len(scheme) :].split("/")[0]
-            raise BadValueError(
-                "an address has no scheme", write=f'"{rest if ":" in rest else rest + ":80"}"'
-            )
-    host, port = _split_port(text)
-    if host.startswith("["):
-        return Address(_ipv6(host), port)
-    return Address(_ipv4_or_name(host, port, hosts), port)
+    try:
+        return _parse_address(text, hosts, unix)
+    except _MeantError as bad:
+        meant = bad.meant
+        try:
+            _parse_address(meant, hosts, unix)
+        except BadValueError:  # more than one thing is wrong with it
+            meant = "127.0.0.1:8080"
+        raise BadValueError(bad.message, write=quoted(meant)) from None
 
 
 def is_host_name(address: Address) -> bool:
@@ -158,12 +156,18 @@ def host_name_error(name: str) -> str:
 
 
 def _amount(text: str, what: str, examples: str) -> tuple[str, str]:
-    match = _NUMBER.fullmatch(text.strip())
+    match = _NUMBER.fullmatch(text)
     if match is None:
         raise BadValueError(f"is not a {what}", fix=f"write one number and one unit, as in {examples}")
-    if text != match[1] + match[2]:
-        raise BadValueError("has a space in it", write=f'"{match[1]}{match[2]}"')
     return match[1], match[2]
+
+
+def _without_spaces(text: str, parse: Callable[[str], int]) -> None:
+    """Refuse a good amount with spaces in it; with them left out, a bad one has its own error."""
+    close = "".join(text.split())
+    if close != text:
+        parse(close)
+        raise BadValueError("has a space in it", write=quoted(close))
 
 
 def _exact(amount: str, unit: int, smallest: str) -> int:
@@ -183,34 +187,55 @@ def _format(value: int, units: dict[str, int], zero: str) -> str:
 
 
 def _same_unit(name: str, written: str) -> bool:
-    return written.lower() in {name.lower(), name.lower().removesuffix("b")}
+    return written.lower() in {name.lower(), name.lower().removesuffix("b"), name[0].lower()}
+
+
+class _MeantError(BadValueError):
+    """A bad address, and a guess at what was meant, which may be as bad."""
+
+    def __init__(self, message: str, meant: str) -> None:
+        super().__init__(message)
+        self.meant = meant
+
+
+def _parse_address(text: str, hosts: bool, unix: bool) -> Address:
+    if text.startswith("unix:"):
+        if not unix:
+            raise _MeantError("a Unix socket cannot be used here", "127.0.0.1:8080")
+        return _unix(text[len("unix:") :])
+    if unix and text.startswith("/"):
+        raise _MeantError("a Unix socket is written with a prefix", f"unix:{text}")
+    if match := _SCHEME.match(text):
+        rest = text[match.end() :].split("/")[0]
+        raise _MeantError("an address has no scheme", rest if ":" in rest else f"{rest}:80")
+    host, port = _split_port(text)
+    if host.startswith("["):
+        return Address(_ipv6(host), port)
+    return Address(_ipv4_or_name(host, port, hosts), port)
 
 
 def _unix(path: str) -> Address:
     if not path.startswith("/"):
-        raise BadValueError(
-            "the path of a Unix socket must be absolute", write=f'"unix:/run/{path or "app.sock"}"'
-        )
+        raise _MeantError("the path of a Unix socket must be absolute", f"unix:/run/{path or 'app.sock'}")
     if "\0" in path or len(path.encode()) > UNIX_PATH_MAX:
-        raise BadValueError(f"the path of a Unix socket has at most {UNIX_PATH_MAX} bytes and no NUL")
+        what = f"the path of a Unix socket has at most {UNIX_PATH_MAX} bytes and no NUL"
+        raise _MeantError(what, "unix:/run/app.sock")
     return Address("", 0, path)
 
 
 def _split_port(text: str) -> tuple[str, int]:
     if text.count(":") > 1 and not text.startswith("["):
-        bare = _bare_ipv6(text)
-        raise BadValueError("an IPv6 address needs brackets", write=f'"{bare}"')
+        raise _MeantError("an IPv6 address needs brackets", _bare_ipv6(text))
     host, colon, digits = text.rpartition(":")
-    if not colon or (text.startswith("[") and "]" in digits):
+    if not colon or "]" in digits:
         if text.isascii() and text.isdigit():
-            raise BadValueError("has a port but no address", write=f'"0.0.0.0:{text}"')
-        raise BadValueError("has no port", write=f'"{text or "127.0.0.1"}:8080"')
+            raise _MeantError("has a port but no address", f"0.0.0.0:{text}")
+        raise _MeantError("has no port", f"{text}:8080")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 1 <= int(digits) <= 65535):
-        raise BadValueError(f"{digits!r} is not a port: 1 to 65535", write=f'"{host or "0.0.0.0"}:8080"')
+        raise _MeantError(f"{digits!r} is not a port: 1 to 65535", f"{host}:8080")
     if host in ("", "*"):
-        raise BadValueError(
-            "has no address", fix=f'write "0.0.0.0:{digits}" for IPv4, "[::]:{digits}" for IPv6'
-        )
+        fix = f'write "0.0.0.0:{digits}" for IPv4, "[::]:{digits}" for IPv6'
+        raise BadValueError("has no address", fix=fix)
     return host, int(digits)
 
 
@@ -229,19 +254,18 @@ def _ipv6(host: str) -> str:
     try:
         return str(IPv6Address(host.removeprefix("[").removesuffix("]")))
     except ValueError:
-        raise BadValueError(f"{host} is not an IPv6 address", write='"[::1]:8080"') from None
+        raise _MeantError(f"{host!r} is not an IPv6 address", "[::1]:8080") from None
 
 
 def _ipv4_or_name(host: str, port: int, hosts: bool) -> str:
     try:
-        return str(ip_address(host))
+        return str(IPv4Address(host))
     except ValueError:
         pass
     wrong = host_name_error(host)
-    if hosts:
-        if wrong:
-            raise BadValueError(f"{host!r} {wrong}", write=f'"127.0.0.1:{port}"')
+    if hosts and not wrong:
         return host.lower()
-    if wrong:
-        raise BadValueError(f"{host!r} is not an IP address", write=f'"127.0.0.1:{port}"')
-    raise BadValueError(f"{host!r} is a name: an IP address is needed here", write=f'"127.0.0.1:{port}"')
+    what = (
+        "is a name: an IP address is needed here" if not wrong else wrong if hosts else "is not an IP address"
+    )
+    raise _MeantError(f"{host!r} {what}", f"127.0.0.1:{port}")
