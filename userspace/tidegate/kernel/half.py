@@ -258,13 +258,15 @@ class KernelHalf:
 
     @classmethod
     def adopt(cls, manifest: Mapping[str, Any], fds: Sequence[int]) -> KernelHalf:
-        """Takes a predecessor's kernel half over, fds included. The caller must be in its cgroup.
+        """Takes a predecessor's kernel half over; the fds are ours from here on, come what may.
 
-        Puts this version's programs in place of the old ones where they compile. KernelUnavailable
-        when the layout of the shared records differs: then only a restart helps.
+        The caller must be in its cgroup. The predecessor's programs serve on until refresh_programs().
+        KernelUnavailable when the layout of the shared records differs: then only a restart helps.
         """
         theirs = manifest.get("records_version")
         if theirs != RECORDS_VERSION:
+            for fd in fds:
+                os.close(fd)
             raise KernelUnavailable(
                 f"the running tidegate shares records of version {theirs} with the kernel, "
                 f"this one version {RECORDS_VERSION}: it cannot take over",
