@@ -95,7 +95,10 @@ class Backend:
 
 
 class NativeBackend:
-    """The C server for loads: faster than any proxy in front of it. `mode` is echo or http."""
+    """The C server for loads, faster than any proxy in front of it.
+
+    `mode` is echo, http, source or discard; see src/load_server.c.
+    """
 
     def __init__(self, mode: str, *, body: int = 128, cpus: tuple[int, ...] = ()) -> None:
         """`body` is the length of an HTTP answer's body in bytes."""

@@ -28,7 +28,7 @@ class Load:
 def drive(
     host: str, port: int, mode: str, *, connections: int, seconds: float, size: int, cpus: Sequence[int] = ()
 ) -> Load:
-    """Runs `mode` ("connect" or "echo") and returns its figures; see src/load_client.c."""
+    """Runs `mode` (connect, echo, pull or push) and returns its figures; see src/load_client.c."""
     prefix = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
     done = subprocess.run(
         [

@@ -40,7 +40,8 @@ class Peer:
         try:
             self._start()
             wait_listening(self.port)
-        except BaseException:
+        except BaseException as error:
+            error.add_note(f"--- output of {self.name}\n{self.output()}")
             self._stop()
             raise
         return self
@@ -128,7 +129,7 @@ class HAProxy(Peer):
             "http": f"  option http-keep-alive\n  http-reuse {self._reuse}\n",
         }[self._mode]
         config.write_text(
-            f"global\n  nbthread {self._threads}\n  maxconn 8000\n"
+            f"global\n  nbthread {self._threads}\n  maxconn 4000\n"
             f"defaults\n  mode {self._mode}\n"
             f"  timeout connect 3s\n  timeout client 60s\n  timeout server 60s\n"
             f"{mode_lines}  {self._extra}\n"

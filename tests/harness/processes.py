@@ -192,3 +192,10 @@ def stopped(*who: int) -> Iterator[Stopped]:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 continue
+
+
+def machine_busy_seconds() -> float:
+    """CPU time that the whole machine has used since boot, interrupts and kernel threads included."""
+    fields = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    idle = fields[3] + fields[4]
+    return (sum(fields[:8]) - idle) / _CLOCK_TICKS

@@ -9,6 +9,9 @@
  *   load_client HOST PORT echo N SECONDS SIZE
  *       N lasting connections send SIZE bytes and read them back in turn.
  *       Latency: send() called to last byte read.
+ *   load_client HOST PORT pull|push N SECONDS SIZE
+ *       N lasting connections read, or send, as fast as they can, SIZE bytes a
+ *       call. "rate" is then bytes per second, and latencies are none.
  *
  * The first tenth of the time is warm-up and not counted.
  */
@@ -49,7 +52,7 @@ static char message[MAX_SIZE], sink[MAX_SIZE];
 static size_t size;
 static struct sockaddr_in target;
 static int ep;
-static bool lasting;
+static bool lasting, pull, push;
 
 static uint64_t now_ns(void)
 {
@@ -122,6 +125,22 @@ static void send_message(struct slot *s)
 		errors++; /* the answer will not come; the read side sees the end */
 }
 
+/* one turn of a stream; false when it ended */
+static bool stream(struct slot *s)
+{
+	for (int n = 0; n < 16; n++) {
+		ssize_t moved = push ? send(s->fd, message, size, MSG_NOSIGNAL) : recv(s->fd, sink, size, 0);
+
+		if (moved < 0)
+			return errno == EAGAIN || errno == EINTR;
+		if (!moved)
+			return false;
+		if (now_ns() >= warm_until)
+			done += moved;
+	}
+	return true;
+}
+
 static void again(struct slot *s, bool failed)
 {
 	if (failed)
@@ -145,8 +164,16 @@ static void ready(struct slot *s)
 			return;
 		}
 		s->connecting = false;
+		if (push)
+			return; /* stays writable */
 		epoll_ctl(ep, EPOLL_CTL_MOD, s->fd, &event);
-		send_message(s);
+		if (!pull)
+			send_message(s);
+		return;
+	}
+	if (pull || push) {
+		if (!stream(s))
+			again(s, true);
 		return;
 	}
 	got = recv(s->fd, sink, sizeof(sink), 0);
@@ -179,6 +206,8 @@ int main(int argc, char **argv)
 	inet_pton(AF_INET, argv[1], &target.sin_addr);
 	target.sin_port = htons(atoi(argv[2]));
 	lasting = !strcmp(argv[3], "echo");
+	pull = !strcmp(argv[3], "pull");
+	push = !strcmp(argv[3], "push");
 	n = atoi(argv[4]);
 	seconds = atof(argv[5]);
 	size = atoi(argv[6]);

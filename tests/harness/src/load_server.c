@@ -4,6 +4,8 @@
  * connection. It has to cost less than any proxy in front of it.
  *
  *   load_server echo          sends back what comes
+ *   load_server source        sends for ever, reads nothing
+ *   load_server discard       reads for ever, sends nothing
  *   load_server http BODY     answers every request head with BODY bytes; keeps
  *                             the connection unless "Connection: close" is asked
  *
@@ -100,6 +102,18 @@ static bool serve_http(int fd, struct connection *c, const char *data, size_t si
 	return true;
 }
 
+/* as much as fits; false when the client has gone */
+static bool pour(int fd)
+{
+	for (int n = 0; n < 16; n++) {
+		ssize_t sent = send(fd, buffer, sizeof(buffer), MSG_NOSIGNAL);
+
+		if (sent < 0)
+			return errno == EAGAIN || errno == EINTR;
+	}
+	return true;
+}
+
 static void make_answers(int body)
 {
 	char *text = calloc(1, body + 1);
@@ -117,6 +131,8 @@ static void make_answers(int body)
 int main(int argc, char **argv)
 {
 	bool http = argc > 1 && !strcmp(argv[1], "http");
+	bool source = argc > 1 && !strcmp(argv[1], "source");
+	bool discard = argc > 1 && !strcmp(argv[1], "discard");
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	struct rlimit files = { 20000, 20000 };
 	struct epoll_event events[EVENTS], event;
@@ -157,17 +173,22 @@ int main(int argc, char **argv)
 					if (!connections[client])
 						connections[client] = malloc(sizeof(struct connection));
 					connections[client]->held = 0;
-					event.events = EPOLLIN;
+					event.events = source ? EPOLLOUT : EPOLLIN;
 					event.data.fd = client;
 					epoll_ctl(ep, EPOLL_CTL_ADD, client, &event);
 				}
+				continue;
+			}
+			if (source) {
+				if ((events[i].events & (EPOLLHUP | EPOLLERR)) || !pour(fd))
+					close(fd);
 				continue;
 			}
 			got = recv(fd, buffer, sizeof(buffer), 0);
 			if (got < 0 && (errno == EAGAIN || errno == EINTR))
 				continue;
 			keep = got > 0;
-			if (keep)
+			if (keep && !discard)
 				keep = http ? serve_http(fd, connections[fd], buffer, got)
 					    : send_all(fd, buffer, got);
 			if (!keep)
