@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate import logs
@@ -74,6 +74,7 @@ def test_values(value: object, shown: str) -> None:
     assert logs.text_value(value) == shown
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z]{3,8}", fullmatch=True), st.text() | st.binary(), max_size=4))
 def test_no_value_forges_a_line_or_a_field(kv: dict[str, object]) -> None:
     record = logging.LogRecord("tidegate.x", logging.INFO, "", 0, "probe", (), None)
@@ -86,6 +87,7 @@ def test_no_value_forges_a_line_or_a_field(kv: dict[str, object]) -> None:
     assert fields["event"] == "probe"
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1), st.text() | st.binary() | st.floats() | st.lists(st.integers())))
 def test_json_lines_parse_strictly(kv: dict[str, object]) -> None:
     record = logging.LogRecord("tidegate.x", logging.WARNING, "", 0, "probe", (), None)
@@ -209,6 +211,7 @@ def test_limiter_flush_tells_the_rest_once(text: io.StringIO) -> None:
     assert fields(text) == ["event=stale n=0", "event=stale n=1", "event=suppressed of=stale count=3"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(min_value=0, max_value=3_000_000_000), min_size=1, max_size=200))
 def test_limiter_loses_no_count(gaps: list[int]) -> None:
     clock, shown = Clock(), 0

@@ -182,7 +182,7 @@ def paths(value: object, path: tuple[str | int, ...] = ()) -> set[tuple[str | in
     return found
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(documents(), st.booleans())
 def test_every_path_is_found_where_it_was_written(
     document: tuple[str, dict[tuple[str | int, ...], int]], crlf: bool
@@ -196,6 +196,7 @@ def test_every_path_is_found_where_it_was_written(
     assert {path: found.find(path) for path in expected} == expected
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="[]{}=.,\"'\\#\n ab1", max_size=60))
 def test_never_raises_and_agrees_when_tomllib_accepts(text: str) -> None:
     found = scan(text)

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tidegate.config import units
@@ -48,11 +48,13 @@ def test_sizes(text: str, size: int) -> None:
     assert units.parse_size(text) == size
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**17))
 def test_durations_come_back(ns: int) -> None:
     assert units.parse_duration(units.format_duration(ns)) == ns
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**14))
 def test_sizes_come_back(size: int) -> None:
     assert units.parse_size(units.format_size(size)) == size
@@ -154,6 +156,7 @@ def test_host_names_are_told_from_addresses(text: str, name: bool) -> None:
 TEXTS = st.text(alphabet='0123456789.:[]/ abcdefkKMmiIBbsSunx"\\*é', max_size=20)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.sampled_from(["address", "backend"]))
 @example('unix:a"b', "backend")
 def test_suggested_addresses_are_good(text: str, kind: str) -> None:
@@ -166,6 +169,7 @@ def test_suggested_addresses_are_good(text: str, kind: str) -> None:
             units.parse_address(meant, hosts=backend, unix=backend)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.sampled_from([units.parse_duration, units.parse_size]))
 @example("5e 9", units.parse_duration)
 def test_suggested_amounts_are_good(text: str, parse: Callable[[str], int]) -> None:

@@ -254,19 +254,10 @@ def check(section: Section) -> None:
     protocol: Protocol | None = section.get("protocol")
     if protocol is not None:
         _check_protocol(section, protocol)
-    codel = section.get("policy") is Policy.CODEL
-    for name in ("codel_target", "codel_interval"):
-        if section.has(name) and "policy" not in section.failed and not codel:
-            section.error(name, f'{name} has no effect without policy = "codel"', f"take out {name}")
     target, interval = section.get("codel_target"), section.get("codel_interval")
-    if codel and target and interval and target >= interval:
-        section.error(
-            "codel_target", "codel_target is not shorter than codel_interval", 'write codel_target = "5ms"'
-        )
-    if section.has("splice_after") and section.get("splice") is Splice.OFF:
-        section.error(
-            "splice_after", 'splice_after has no effect with splice = "off"', "take one of them out"
-        )
+    if target and interval and target >= interval:
+        name = "codel_target" if "codel_target" in section.written else "codel_interval"
+        section.error(name, "codel_target is not shorter than codel_interval", 'write codel_target = "5ms"')
     _check_routes(section)
 
 

@@ -72,6 +72,8 @@ PENDING: Final = (
     Pending((*_LISTENER, "on_stale"), _is("503"), "503", 'write on_stale = "reset"'),
     Pending((*_LISTENER, "limits"), _written, {"connections_per_client": 10}),
     Pending((*_LISTENER, "policy"), _is("codel"), "codel", 'write policy = "deadline"'),
+    Pending((*_LISTENER, "codel_target"), _written, "10ms"),
+    Pending((*_LISTENER, "codel_interval"), _written, "200ms"),
     Pending((*_LISTENER, "proxy_protocol"), _on, "v2", 'write proxy_protocol = "off"'),
     Pending((*_LISTENER, "splice"), _is("on"), "on", 'write splice = "auto"'),
     Pending((*_CLUSTER, "balance"), _is("p2c"), "p2c", 'write balance = "least_connections"'),
