@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from corpus.replay import Case, own_cases, play, shared_cases, understood
 
 OWN = own_cases()

@@ -10,9 +10,8 @@ import re
 from typing import Final
 
 from tidegate.http.errors import Fault, RequestError
-from tidegate.http.head import BLOCK, TOKEN_CHAR, SecondOpinion, parse_authority
+from tidegate.http.head import BLOCK, REQUEST_BLOCK, TOKEN_CHAR, SecondOpinion, parse_authority
 from tidegate.http.limits import (
-    MAX_FIELD_LINES,
     MAX_LENGTH_DIGITS,
     MAX_REQUEST_ID,
     MEMO_BLOCK,
@@ -111,10 +110,10 @@ class FieldsMemo:
 
 def read_fields(block: bytes) -> RequestFields:
     """Validate and read a block. Raises RequestError."""
-    if BLOCK.fullmatch(block) is None:
+    if REQUEST_BLOCK.fullmatch(block) is None:
+        if BLOCK.fullmatch(block) is not None:
+            raise RequestError(431, Fault.HEAD_TOO_LARGE, "too many header fields")
         raise RequestError(400, Fault.HEADER, "malformed header line")
-    if block.count(b"\n") - 2 > MAX_FIELD_LINES:
-        raise RequestError(431, Fault.HEAD_TOO_LARGE, "too many header fields")
     fields = RequestFields(block)
     kept = []
     last = 0
@@ -122,25 +121,18 @@ def read_fields(block: bytes) -> RequestFields:
     options: list[bytes] = []
     ids = 0
     for found in _SPECIAL.finditer(block.lower()):
-        name = found[1]
-        value = found[2].rstrip(b" \t")
-        start, end = found.span()
+        name, value = found.groups()
         if name == b"cookie" or name == b"authorization":
             fields.secret = True
             continue
-        if name == b"max-forwards":
-            fields.max_forwards = int(value) if value.isdigit() and len(value) < 10 else None
-            continue
-        if name == b"x-request-id":
-            ids += 1
-            original = block[found.start(2) : found.start(2) + len(value)]
-            if ids == 1 and REQUEST_ID.fullmatch(original) is not None:
-                fields.request_id = original
-                continue
-        elif name == b"host":
+        value = value.rstrip(b" \t")
+        if name == b"host":
             _read_host(fields, block[found.start(2) : found.start(2) + len(value)])
         elif name == b"connection":
-            options += [option.strip(b" \t") for option in value.split(b",")]
+            if value == b"keep-alive":
+                fields.keep_alive = True
+            else:
+                options += [option.strip(b" \t") for option in value.split(b",")]
         elif name == b"content-length":
             _read_length(fields, value)
         elif name == b"transfer-encoding":
@@ -151,12 +143,21 @@ def read_fields(block: bytes) -> RequestFields:
             fields.expect = True
         elif name == b"upgrade":
             upgrade.append(block[found.start(2) : found.start(2) + len(value)])
+        elif name == b"x-request-id":
+            ids += 1
+            original = block[found.start(2) : found.start(2) + len(value)]
+            if ids == 1 and REQUEST_ID.fullmatch(original) is not None:
+                fields.request_id = original
+                continue
+        elif name == b"max-forwards":
+            fields.max_forwards = int(value) if value.isdigit() and len(value) < 10 else None
+            continue
         elif name == b"te":
             fields.te_trailers |= any(part.strip(b" \t") == b"trailers" for part in value.split(b","))
         elif name == b"content_length" or name == b"transfer_encoding":
             raise RequestError(400, Fault.FRAMING, "a framing field spelled with an underscore")
-        kept.append(block[last:start])
-        last = end
+        kept.append(block[last : found.start()])
+        last = found.end()
     kept.append(block[last:-4])
     fields.forward = b"".join(kept)
     if fields.coded and fields.content_length >= 0:
@@ -210,7 +211,7 @@ def _read_coding(fields: RequestFields, value: bytes) -> None:
 
 def _apply_options(fields: RequestFields, options: list[bytes], upgrade: list[bytes]) -> None:
     fields.close = b"close" in options
-    fields.keep_alive = b"keep-alive" in options
+    fields.keep_alive |= b"keep-alive" in options
     if upgrade and b"upgrade" in options and _PROTOCOLS.fullmatch(b", ".join(upgrade)) is not None:
         # h2c would carry further requests past every rule here, inside the tunnel.
         wanted = [part.strip(b" \t") for part in b",".join(upgrade).split(b",")]

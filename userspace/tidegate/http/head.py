@@ -15,7 +15,7 @@ from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
 
-from tidegate.http.limits import MAX_AUTHORITY
+from tidegate.http.limits import MAX_AUTHORITY, MAX_FIELD_LINES, MAX_RESPONSE_FIELD_LINES
 
 TOKEN_CHAR: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 5.6.2 tchar
 VALUE_CHAR: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 5.5: VCHAR, obs-text, SP, HTAB
@@ -23,6 +23,9 @@ VALUE_CHAR: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 5.5: VCHAR, obs-text,
 TOKEN: Final = re.compile(TOKEN_CHAR + rb"++")
 FIELD_LINE: Final = TOKEN_CHAR + rb"++:" + VALUE_CHAR + rb"*+\r\n"
 BLOCK: Final = re.compile(rb"\r\n(?:" + FIELD_LINE + rb")*\r\n")
+# The same with the limits on lines in it: counting them apart costs as much again.
+REQUEST_BLOCK: Final = re.compile(rb"\r\n(?:" + FIELD_LINE + rb"){0,%d}\r\n" % MAX_FIELD_LINES)
+RESPONSE_BLOCK: Final = re.compile(rb"\r\n(?:" + FIELD_LINE + rb"){0,%d}\r\n" % MAX_RESPONSE_FIELD_LINES)
 
 # Any visible ASCII but "#", as HAProxy has it: RFC 3986 forbids more (<>\^`{|} and quotes), browsers send it.
 TARGET_CHAR: Final = rb"[\x21\x22\x24-\x7e]"

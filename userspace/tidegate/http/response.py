@@ -18,11 +18,10 @@ from typing import Final
 from tidegate.http.chunked import ChunkDecoder, encode_end
 from tidegate.http.errors import Fault, ResponseError
 from tidegate.http.fields import remove_fields
-from tidegate.http.head import BLOCK, NEVER_IN_HEAD, STATUS_LINE, VALUE_CHAR, SecondOpinion
+from tidegate.http.head import BLOCK, NEVER_IN_HEAD, RESPONSE_BLOCK, STATUS_LINE, VALUE_CHAR, SecondOpinion
 from tidegate.http.limits import (
     MAX_INTERIM,
     MAX_LENGTH_DIGITS,
-    MAX_RESPONSE_FIELD_LINES,
     MAX_RESPONSE_HEAD,
     MEMO_BLOCK,
     MEMO_ENTRIES,
@@ -113,27 +112,31 @@ class ResponseMemo:
 
 def read_response(line: re.Match[bytes], block: bytes) -> Response:
     """Validate and read the block behind a status line. Raises ResponseError."""
-    if BLOCK.fullmatch(block) is None:
+    if RESPONSE_BLOCK.fullmatch(block) is None:
+        if BLOCK.fullmatch(block) is not None:
+            raise ResponseError(Fault.HEAD_TOO_LARGE, "too many header fields")
         raise ResponseError(Fault.HEADER, "malformed header line")
-    if block.count(b"\n") - 2 > MAX_RESPONSE_FIELD_LINES:
-        raise ResponseError(Fault.HEAD_TOO_LARGE, "too many header fields")
     http10 = line[1] == b"0"
     response = Response(int(line[2]), line[3] or b"")
     kept = []
     last = 0
     options: list[bytes] = []
     coded = False
+    kept_open = False
     for found in _SPECIAL.finditer(block.lower()):
-        name = found[1]
-        value = found[2].rstrip(b" \t")
+        name, value = found.groups()
         if name == b"date":
             response.dated = True
             continue
         if name == b"set-cookie":
             response.secret = True
             continue
+        value = value.rstrip(b" \t")
         if name == b"connection":
-            options += [option.strip(b" \t") for option in value.split(b",")]
+            if value == b"keep-alive":
+                kept_open = True
+            else:
+                options += [option.strip(b" \t") for option in value.split(b",")]
         elif name == b"content-length":
             if response.content_length >= 0:
                 raise ResponseError(Fault.FRAMING, "more than one Content-Length")
@@ -153,10 +156,11 @@ def read_response(line: re.Match[bytes], block: bytes) -> Response:
     response.forward = b"".join(kept)
     if coded and (http10 or response.content_length >= 0):
         raise ResponseError(Fault.FRAMING, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
-    response.keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
-    named = frozenset(options) - _KNOWN_OPTIONS
-    if named:
-        response.forward = remove_fields(response.forward, named)
+    response.keep_alive = b"close" not in options and (not http10 or kept_open or b"keep-alive" in options)
+    if options:
+        named = frozenset(options) - _KNOWN_OPTIONS
+        if named:
+            response.forward = remove_fields(response.forward, named)
     return response
 
 
