@@ -201,7 +201,7 @@ static __always_inline __s64 least_bad(const struct view *view, bool *alive)
 		class = opaque(view, fitness(view, slot));
 		seen |= 1u << (class & 0xf);
 		load = waiting_in(slot) + slot->active;
-		load *= 1 - negative(load);
+		load = opaque(view, load * (1 - negative(load)));
 		score = (__s64)class << CLASS_SHIFT | (load << POSITION_BITS & LOAD_MASK) |
 			bounded(position ^ view->random);
 		if (score < lowest)

@@ -194,6 +194,19 @@ def test_a_hung_worker_does_not_make_the_others_less_full(steered: Make) -> None
     assert group.waiting() == [0, 0]
 
 
+def test_a_full_backlog_is_worse_than_a_hung_worker(steered: Make) -> None:
+    """A SYN for a full backlog is dropped and costs the client a second; the hung one's queue is taken over."""
+    group = steered(2, Steer.P2C)
+    group.hang(0)
+    group.half.slots.set_backlog(group.slots[1], 0)
+    group.connect(3)
+    assert group.waiting() == [3, 0]
+    assert (group.verdict(Verdict.ALL_FULL), group.verdict(Verdict.ALL_HUNG)) == (3, 0)
+    group.group.configure(Steer.P2C, WhenFull.REFUSE, HANG_AFTER)
+    with pytest.raises(ConnectionRefusedError):
+        connect(group.listeners[0])
+
+
 def test_hash_keeps_a_client_and_moves_only_the_leaver_s(steered: Make) -> None:
     group = steered(5, Steer.HASH)
     hosts = [f"127.0.1.{n}" for n in range(1, 61)]
