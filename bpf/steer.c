@@ -161,7 +161,7 @@ static __always_inline __s64 best_fit(const struct view *view, bool by_hash)
 /* the lesser load of two fit workers drawn at random; NO_SCORE if chance found none */
 static __always_inline __s64 two_choices(const struct view *view, __u32 count)
 {
-	__u32 draw, position, index, random = view->random;
+	__u32 draw, position, index, random = view->random >> 32;
 	__s64 score, first = NO_SCORE;
 	struct slot *slot;
 
@@ -296,7 +296,8 @@ static __always_inline int steer(struct sk_reuseport_md *ctx)
 	policy = view.group->policy;
 	view.hang_after = view.group->hang_after_ns ?: NEVER_NS;
 	view.now = bpf_ktime_get_coarse_ns();
-	view.random = (__u64)bpf_get_prandom_u32() * 0x9e3779b97f4a7c15ull;
+	/* keyed with a secret of the kernel: as good as chance, and there already */
+	view.random = (__u64)ctx->hash * 0x9e3779b97f4a7c15ull;
 	view.hash = view.random;
 	view.exclude = slot_migrated_from(ctx);
 

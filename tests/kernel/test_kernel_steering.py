@@ -195,7 +195,7 @@ def test_a_hung_worker_does_not_make_the_others_less_full(steered: Make) -> None
 
 
 def test_a_full_backlog_is_worse_than_a_hung_worker(steered: Make) -> None:
-    """A SYN for a full backlog is dropped and costs the client a second; the hung one's queue is taken over."""
+    """A dropped SYN costs the client a second; a hung worker's queue is taken over by others."""
     group = steered(2, Steer.P2C)
     group.hang(0)
     group.half.slots.set_backlog(group.slots[1], 0)
