@@ -64,7 +64,7 @@ def test_failures_repeat_sooner_but_ever_more_rarely(lookups: Lookups) -> None:
         now += 2 * REFRESH_NS
     assert RETRY_NS // 2 <= waits[0] <= RETRY_NS * 1.05
     assert max(waits) <= REFRESH_NS * 1.05
-    assert waits[-1] > waits[0]
+    assert waits[-1] >= REFRESH_NS // 2
 
 
 def test_a_question_without_an_answer_is_given_up_and_asked_again(lookups: Lookups) -> None:

@@ -144,6 +144,19 @@ def test_a_dead_helper_is_replaced(zone: Zone, bench: Bench) -> None:
     assert first not in children()
 
 
+def test_questions_a_dead_helper_took_along_are_asked_again(
+    zone: Zone, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "LOOKUP_TIMEOUT_NS", 10**15)
+    zone.set({"app.test": "silent"})
+    state = bench.cluster("app.test:80")
+    bench.resolver.watch(state)
+    assert bench.resolver.prime(0.1) == {"app.test"}
+    zone.set({"app.test": ["10.0.0.7"]})
+    os.kill(bench.resolver._pid, signal.SIGKILL)
+    bench.until(lambda: names(state) == ["10.0.0.7:80"])
+
+
 def test_a_helper_that_keeps_dying_is_not_restarted_in_a_loop(zone: Zone, bench: Bench) -> None:
     zone.set({"app.test": "die"})
     started: list[int] = []

@@ -68,3 +68,10 @@ def test_a_removed_backend_loses_its_clients_and_a_kept_one_keeps_them() -> None
     assert sticky.pick(values[1], clock()) == (first, True)
     assert sticky.value(second) == values[1]
     assert sticky.pick(None, clock(), exclude=[first]) == (None, False)
+
+
+def test_a_backend_that_was_added_has_a_cookie_too() -> None:
+    state, sticky, clock = made(1)
+    state.reconfigure(cluster(1, 1, 1))
+    for backend in state.backends:
+        assert {sticky.pick(sticky.value(backend), clock()) for _ in range(9)} == {(backend, False)}
