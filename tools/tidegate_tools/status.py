@@ -77,14 +77,15 @@ def _listeners(status: dict[str, Any]) -> str:
     columns += [
         Column(title, right=True) for title in ("WAITING", "SESSIONS", "ACCEPTED", "P50", "P99", "MAX")
     ]
-    columns += [Column("DROPPED", flex=True)]
-    cells = []
+    cells, drops = [], []
     for one in status["listeners"]:
         ages = accepted_ages(one)
         figures = [table.duration(ages[key]) for key in ("p50_ns", "p99_ns", "max_ns")]
         counts = [table.count(one[key]) for key in ("waiting", "sessions", "accepted")]
-        cells.append([one["name"], one["address"], *counts, *figures, table.reasons(one["dropped"])])
-    return table.table(columns, cells)
+        cells.append([one["name"], one["address"], *counts, *figures])
+        if any(one["dropped"].values()):
+            drops.append(f"dropped by {one['name']}: {table.reasons(one['dropped'])}")
+    return "\n".join([table.table(columns, cells), *(table.clean(line)[: table.width()] for line in drops)])
 
 
 def _clusters(status: dict[str, Any]) -> str:

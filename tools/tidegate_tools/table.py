@@ -76,7 +76,7 @@ def clean(text: str) -> str:
 
 
 def duration(ns: float | None) -> str:
-    """At most five characters: 0, 850us, 45ms, 1.2s, 59s, 12m, 3h, 4d; "-" for None."""
+    """At most five characters: 0, 850us, 45ms, 1.2s, 590s, 120m, 30h, 48d; "-" for None."""
     if ns is None:
         return "-"
     if ns < 1_000:
@@ -88,7 +88,7 @@ def duration(ns: float | None) -> str:
     seconds = ns / 1e9
     if seconds < 10:
         return f"{int(seconds * 10) / 10:.1f}s"
-    for unit, per, top in (("s", 1, 100), ("m", 60, 6000), ("h", 3600, 360_000)):
+    for unit, per, top in (("s", 1, 1000), ("m", 60, 60_000), ("h", 3600, 3_600_000)):
         if seconds < top:
             return f"{int(seconds / per)}{unit}"
     return f"{int(seconds / 86400)}d"

@@ -94,7 +94,7 @@ def test_status_fits_eighty_columns(path: Path) -> None:
     assert seen[0]["verb"] == "status"
     lines = result.output.splitlines()
     assert all(len(line) < 80 for line in lines), result.output
-    assert lines[0] == "tidegate 0.1.0, process 4242, up 2h"
+    assert lines[0] == "tidegate 0.1.0, process 4242, up 121m"
     rows = [line.split() for line in lines]
     assert ["0", "4300", "active", "12ms", "ago", "1", "0", "5", "2", "0"] in rows
     assert ["1", "4301", "hung", "2.5s", "ago", "10", "0", "5", "2", "1"] in rows
