@@ -62,6 +62,7 @@ def test_stdlib_call_with_kv_is_the_same_line(text: io.StringIO) -> None:
         ("\x1b[31m", r'"\x1b[31m"'),
         (b"GET /\r\n\x00\xff", r'"GET /\r\n\x00\xff"'),
         ("\u2028\x85", r'"\u2028\x85"'),
+        ("a\\nb", r'"a\\nb"'),
         ("k=v", '"k=v"'),
         ("café", '"café"'),
         ("[::1]:80", "[::1]:80"),

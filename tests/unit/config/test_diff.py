@@ -49,11 +49,13 @@ def test_live_keys_of_a_listener_keep_its_sockets() -> None:
 def test_an_address_takes_new_sockets() -> None:
     old = made()
     new = config.parse(
-        BASE.format(top="", web="", app="", more="", backends='"127.0.0.1:9000"').replace("8080", "8090")
+        BASE.format(top="", web="backlog = 9", app="", more="", backends='"127.0.0.1:9000"').replace(
+            "8080", "8090"
+        )
     )
     (change,) = changes(old, new).listeners_changed
     assert (change.old.name, change.new.name) == ("web", "web")
-    assert change.keys == ("address",)
+    assert change.keys == ("address", "backlog")
     assert change.new_socket and not change.new_backlog
 
 
