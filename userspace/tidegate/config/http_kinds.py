@@ -21,6 +21,7 @@ TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 OURS: Final = {
     "connection": "",
     "content-length": "",
+    "expect": "",
     "host": "rewrite_host",
     "keep-alive": "",
     "proxy-connection": "",
@@ -104,6 +105,8 @@ def _header_name(name: str, here: Spot) -> bool:
 class HeaderValue(Kind):
     """A field value: no control characters, CR, LF and NUL above all (RFC 9110, section 5.5)."""
 
+    empty: bool = True
+
     @property
     def label(self) -> str:
         return "header value"
@@ -114,6 +117,8 @@ class HeaderValue(Kind):
             raise BadValueError(
                 "a header value has no line ends or control characters", fix="write it on one line"
             )
+        if not text and not self.empty:
+            raise BadValueError("is empty", fix="leave it out")
         if text != text.strip(" \t"):
             raise BadValueError(
                 "has blanks at its ends, which HTTP does not keep", write=quoted(text.strip(" \t"))
@@ -223,7 +228,7 @@ class Pattern(Kind):
         if len(text) > _MAX_REGEX:
             raise BadValueError(f"is longer than {_MAX_REGEX} characters")
         try:
-            re.compile(text)
+            re.compile(text.encode("utf-8"))  # paths are bytes when they are matched
         except (re.error, RecursionError, OverflowError) as error:
             raise BadValueError(
                 f"is not a regular expression: {error}",

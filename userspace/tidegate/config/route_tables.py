@@ -66,7 +66,7 @@ ANSWER: Final = Table(
     (
         Key("status", Number(200, 599), REQUIRED, "The status of the answer."),
         Key("body", Text("string", '"ok"'), "", "Its body."),
-        Key("content_type", HeaderValue(), defaults.ANSWER_CONTENT_TYPE, "Its Content-Type."),
+        Key("content_type", HeaderValue(empty=False), defaults.ANSWER_CONTENT_TYPE, "Its Content-Type."),
     ),
 )
 
