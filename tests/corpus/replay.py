@@ -32,7 +32,8 @@ class Case:
     """One client's bytes and what must become of them.
 
     verdict: "reject" (4xx or 5xx, no whole request reaches a backend), "accept" (forwarded with the same
-    meaning) or "either". `forwarded`: how many whole requests reach the backend. The rest is checked where given.
+    meaning) or "either". `forwarded`: how many whole requests reach the backend. The rest is
+    checked where given.
     """
 
     name: str
@@ -153,7 +154,7 @@ def understood(sent: bytes) -> list[Seen]:
     for request in seen:
         lines = "".join(f"{name}: {value}\r\n" for name, value in request.fields) + "\r\n"
         message = parse_headers(BytesIO(lines.encode("latin-1")))
-        assert [(name, value.strip()) for name, value in message.items()] == list(request.fields)
+        assert [(name, value.strip(" \t")) for name, value in message.items()] == list(request.fields)
         assert not message.defects
     return seen
 

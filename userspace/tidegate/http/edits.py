@@ -14,7 +14,8 @@ _VALUE: Final = re.compile(VALUE_CHAR + rb"*")
 
 # Generated from what was parsed; an edit would put framing or routing at odds with it.
 _GENERATED: Final = frozenset(
-    b"host content-length transfer-encoding connection keep-alive proxy-connection te upgrade expect".split()
+    b"host content-length transfer-encoding connection keep-alive proxy-connection te trailer upgrade expect "
+    b"via".split()
 )
 
 
@@ -61,7 +62,7 @@ def _name(name: str) -> bytes:
     if encoded.lower() in _GENERATED:
         raise EditError(
             f"header {name!r} cannot be edited: tidegate generates it",
-            "use rewrite_host for Host; leave out framing and connection headers",
+            "use rewrite_host for Host and via for Via; leave out framing and connection headers",
         )
     return encoded
 

@@ -45,7 +45,7 @@ REQUEST_LINE_START: Final = re.compile(
     + TARGET_CHAR
     + rb"++(?: (?:H(?:T(?:T(?:P(?:/(?:[0-9](?:\.(?:[0-9]\r?)?)?)?)?)?)?)?)?)?)?)?"
 )
-ANY_VERSION: Final = re.compile(rb"[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
+ANY_VERSION: Final = re.compile(TOKEN_CHAR + rb"++ " + TARGET_CHAR + rb"++ HTTP/[0-9]\.[0-9]\r\n")
 
 # Unreserved characters only (RFC 3986 2.3): sub-delims and percent signs are legal in a reg-name, and no
 # name that resolves has them; what they would be for is to make two parsers see two hosts.

@@ -25,18 +25,23 @@ def readings(path: bytes) -> set[bytes]:
     """The forms a backend may see `path` in: at most 32, one where there is nothing to doubt.
 
     The first has the escapes decoded that stand for a byte and not for structure ("%61", "%C3%A9", "%2e"):
-    that much everyone does, and routes are written decoded. Each further step is done by some server and
+    that much everyone does, and a route's path is taken so too. Each further step is done by some server and
     left undone by another: decoding the rest ("%2F"), backslash as slash, path parameters dropped (Tomcat,
     Jetty), doubled slashes merged, dot segments removed (RFC 3986 5.2.4). Decoding twice is not among them:
     a backend that does so breaks any front.
     """
-    forms = {_ESCAPE.sub(_soft, path)}
+    forms = {decode_soft(path)}
     forms |= {unquote_to_bytes(form) for form in forms if b"%" in form}
     forms |= {form.replace(b"\\", b"/") for form in forms if b"\\" in form}
     forms |= {_PARAMETERS.sub(b"", form) for form in forms if b";" in form}
     forms |= {_SLASHES.sub(b"/", form) for form in forms if b"//" in form}
     forms |= {remove_dot_segments(form) for form in forms if b"/." in form}
     return forms
+
+
+def decode_soft(path: bytes) -> bytes:
+    """The first reading: escapes decoded except those of "/", "\\", ";", "%", "?", "#" and NUL."""
+    return _ESCAPE.sub(_soft, path)
 
 
 def _soft(escape: re.Match[bytes]) -> bytes:

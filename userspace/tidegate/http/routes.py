@@ -18,7 +18,7 @@ from tidegate.errors import EXIT_USAGE, OperatorError
 from tidegate.http.edits import Edits, compile_edits
 from tidegate.http.head import VALUE_CHAR, parse_authority
 from tidegate.http.headers import Rewrite
-from tidegate.http.paths import AMBIGUOUS, behind_prefix, readings
+from tidegate.http.paths import AMBIGUOUS, behind_prefix, decode_soft, readings
 from tidegate.http.request import Request
 
 _LOCATION: Final = re.compile(rb"[!-~]+")
@@ -104,6 +104,8 @@ class _Paths:
             self.unbound.add(method, action)
             return
         value = rule.value.encode("utf-8")
+        if rule.kind != "regex":
+            value = decode_soft(value)
         if rule.kind == "exact":
             action.matched = None
             self.exact.setdefault(value, _Methods()).add(method, action)
@@ -235,7 +237,7 @@ def _compile(route: Route, sticky: Mapping[str, str]) -> Action:
         cookie = sticky.get(route.cluster, "").encode("ascii")
         strip = b""
         if route.strip_prefix and route.path is not None and route.path.kind == "prefix":
-            strip = route.path.value.rstrip("/").encode("utf-8")
+            strip = decode_soft(route.path.value.encode("utf-8")).rstrip(b"/")
         host = route.rewrite_host.encode("utf-8")
         if host and parse_authority(host) is None:
             raise RouteError(

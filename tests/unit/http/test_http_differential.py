@@ -1,0 +1,251 @@
+"""Generated and mutated requests: what we forward, parsers written apart from ours read the same.
+
+Two comparisons. Out: what reaches a backend is read by three other readers as exactly as many requests as we
+forwarded. In: where llhttp reads the client's bytes too, it must find the same requests in them; where it
+refuses what we took, there must be a reason on a short list.
+"""
+
+from __future__ import annotations
+
+import httptools
+from corpus.replay import Played, own_cases, play, understood
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+EOLS = st.sampled_from(
+    [b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n", b"\n\r\n", b"\r\n ", b"\r\n\t", b"\x0b\r\n"]
+)
+SPACES = st.sampled_from([b" "] * 8 + [b"", b"  ", b"\t", b" \t ", b"\x0b", b"\x0c", b"\xa0", b"\x00"])
+NAMES = st.sampled_from(
+    [
+        b"Content-Length",
+        b"content-length",
+        b"Content_Length",
+        b"Content-Length ",
+        b"Content\xadLength",
+        b"Transfer-Encoding",
+        b"transfer-encoding",
+        b"Transfer_Encoding",
+        b" Transfer-Encoding",
+        b"Transfer-Encoding\t",
+        b"X-A",
+        b"x-a",
+        b"Connection",
+        b"Expect",
+        b"TE",
+        b"Trailer",
+        b"Upgrade",
+        b"X\x00",
+        b"X\x7f",
+        b"",
+        b"Host",
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        b"5",
+        b"05",
+        b"+5",
+        b"-5",
+        b"5,5",
+        b"5, 6",
+        b"0x5",
+        b"5 ",
+        b"5\x00",
+        b"1e1",
+        b"0",
+        b"",
+        b"6",
+        b"10",
+        b"chunked",
+        b"Chunked",
+        b"chunked ",
+        b"\tchunked",
+        b"xchunked",
+        b"chunked,",
+        b", chunked",
+        b"gzip, chunked",
+        b"chunked, identity",
+        b"identity",
+        b"chunked;a",
+        b'"chunked"',
+        b"chun\x00ked",
+        b"\x0bchunked",
+        b"\xffchunked",
+        b"close",
+        b"keep-alive",
+        b"close, X-A",
+        b"content-length",
+        b"transfer-encoding",
+        b"host",
+        b"100-continue",
+        b"websocket",
+        b"a\rb",
+        b"a\nContent-Length: 5",
+        b"a.example",
+        b"trailers",
+    ]
+)
+LINES = st.lists(st.tuples(NAMES, SPACES, VALUES, EOLS), max_size=4)
+METHODS = st.sampled_from([b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS"])
+TARGETS = st.sampled_from(
+    [b"/", b"/x?y", b"*", b"http://a.example/z", b"http://b.example/", b"/\x00", b"/a b", b"x"]
+)
+VERSIONS = st.sampled_from([b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/1.2", b"HTTP/1.1 ", b"http/1.1"])
+BODIES = st.sampled_from(
+    [
+        b"",
+        b"hello",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"5;a=b\r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\n0\n\n",
+        b"0\r\n\r\n",
+        b"5\r\nhello\r\n0\r\nX: y\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b"+5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
+        b"GET /smuggled HTTP/1.1\r\nHost: s\r\n\r\n",
+    ]
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    line = draw(METHODS) + b" " + draw(TARGETS) + b" " + draw(VERSIONS) + draw(EOLS)
+    host = draw(st.sampled_from([b"Host: a.example\r\n"] * 6 + [b"", b"Host: a.example\r\nHost: b\r\n"]))
+    fields = b"".join(name + b":" + space + value + eol for name, space, value, eol in draw(LINES))
+    return line + host + fields + b"\r\n" + draw(BODIES)
+
+
+def mutate(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
+    for place, length, new in changes:
+        at = place % (len(data) + 1)
+        data = data[:at] + new + data[at + length :]
+    return data
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.integers(0, 10_000),
+        st.integers(0, 3),
+        st.sampled_from([b"", b"\r", b"\n", b"\r\n", b" ", b"\t", b"\x00", b":", b",", b"0", b"\x80", b";"]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+SEEDS = st.sampled_from([case.data for case in own_cases() if len(case.data) < 2000])
+
+
+class Reading:
+    """The requests llhttp finds in a client's bytes, up to where it stops."""
+
+    def __init__(self, data: bytes) -> None:
+        self.done: list[tuple[str, bytes]] = []
+        self.refused = False
+        self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.refused = True
+        except httptools.HttpParserError:
+            self.refused = True
+
+    def on_message_begin(self) -> None:
+        self._body = b""
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        self.done.append((self._parser.get_method().decode(), self._body))
+
+
+def check(data: bytes) -> Played:
+    played = play([data])
+    by_bytes = play([data[at : at + 1] for at in range(len(data))])
+    assert by_bytes.whole == played.whole
+    assert (by_bytes.error is None) == (played.error is None)
+    if played.error is not None and by_bytes.error is not None:
+        assert by_bytes.error.status == played.error.status
+    assert by_bytes.requests == played.requests or played.error is not None
+
+    seen = understood(whole_part(played))
+    assert len(seen) == played.whole
+    assert [(one.method, one.values("host")) for one in seen] == [
+        (method.decode(), one.values("host"))
+        for (method, _, _), one in zip(played.requests, seen, strict=False)
+    ]
+    reading = Reading(data)
+    bodies = [(one.method, one.body) for one in seen]
+    if reading.refused and len(reading.done) < len(bodies):
+        assert explained(data), "llhttp refuses what we forward"
+    else:
+        assert reading.done[: len(bodies)] == bodies
+    return played
+
+
+def whole_part(played: Played) -> bytes:
+    """What was sent without a last request that was cut off or refused in its body."""
+    if played.error is None and not played.pending:
+        return played.sent
+    if len(played.requests) == played.whole:
+        return played.sent
+    last = played.requests[-1]
+    start = played.sent.rfind(b"\r\n\r\n" + last[0] + b" ")
+    return played.sent[: played.sent.rfind(last[0] + b" ")] if start < 0 else played.sent[: start + 4]
+
+
+def explained(data: bytes) -> bool:
+    """Why llhttp may stop where we go on: upgrades, methods it has not heard of."""
+    lowered = data.lower()
+    methods = {
+        line.split(b" ")[0] for line in data.split(b"\r\n") if line.endswith((b"HTTP/1.1", b"HTTP/1.0"))
+    }
+    known = {b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"DELETE", b"TRACE", b"PATCH"}
+    return b"upgrade" in lowered or bool(methods - known)
+
+
+@given(requests(), st.sampled_from([b"", b"GET /next HTTP/1.1\r\nHost: n\r\n\r\n"]))
+@settings(max_examples=600, deadline=None)
+@example(
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"GET /next HTTP/1.1\r\nHost: n\r\n\r\n",
+)
+def test_generated_requests(data: bytes, follower: bytes) -> None:
+    check(data + follower)
+
+
+@given(SEEDS, CHANGES)
+@settings(max_examples=600, deadline=None)
+def test_mutated_cases_of_the_corpus(data: bytes, changes: list[tuple[int, int, bytes]]) -> None:
+    check(mutate(data, changes))
+
+
+@given(requests(), requests())
+@settings(max_examples=300, deadline=None)
+def test_pipelined(first: bytes, second: bytes) -> None:
+    alone = check(first)
+    both = check(first + second)
+    if alone.error is None and not alone.pending:
+        # A request that stood alone stands with another behind it, and takes none of its bytes.
+        assert both.requests[: len(alone.requests)] == alone.requests
+
+
+def test_every_single_byte_in_every_place() -> None:
+    """Each byte value put in for each byte of a request with a body: read alike by all, or refused."""
+    data = b"POST /p HTTP/1.1\r\nHost: a\r\nX-B: c\r\nContent-Length: 2\r\n\r\nhi"
+    forwarded = 0
+    for at in range(len(data)):
+        for byte in range(256):
+            changed = data[:at] + bytes([byte]) + data[at + 1 :]
+            played = play([changed])
+            if played.whole and played.error is None and not played.pending:
+                forwarded += 1
+                seen = understood(played.sent)
+                assert len(seen) == played.whole
+                reading = Reading(changed)
+                if not reading.refused:
+                    assert reading.done == [(one.method, one.body) for one in seen]
+                else:
+                    assert at < 4, changed
+    assert forwarded > 1000
