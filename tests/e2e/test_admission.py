@@ -37,22 +37,31 @@ def fill(gate: Tidegate, backend: Backend, waiting: int) -> list[LineClient]:
     return clients
 
 
-def close(clients: list[LineClient]) -> None:
-    for client in clients:
-        client.sock.close()
+def answer(backend: Backend, client: LineClient, name: str) -> None:
+    """Lets the backend answer; the client leaves, and its place is free."""
+    backend.ask("open")
+    assert client.hear() == name
+    client.sock.close()
+
+
+def serve_in_order(backend: Backend, clients: dict[str, LineClient], order: list[str]) -> None:
+    """All of them are served, in that order."""
+    for place, name in enumerate(order):
+        wait_until(lambda p=place: len(served(backend)) == p + 1, 5, f"{name} to be served")  # type: ignore[misc]
+        assert served(backend) == order[: place + 1]
+        answer(backend, clients[name], name)
+
+
+def named(clients: list[LineClient]) -> Iterator[tuple[str, LineClient]]:
+    return ((f"c{number}", client) for number, client in enumerate(clients))
 
 
 def test_newest_first_under_a_cap_of_one_and_it_recovers() -> None:
     with gated(max_connections=1) as (gate, backend):
         clients = fill(gate, backend, 7)
-        expected = ["c0", "c7", "c6", "c5", "c4", "c3", "c2", "c1"]
-        for place, name in enumerate(expected):
-            wait_until(lambda p=place: len(served(backend)) == p + 1, 5, "the next session")  # type: ignore[misc]
-            assert served(backend) == expected[: place + 1]
-            assert gate.listener()["sessions"] == 1
-            backend.ask("open")
-            assert clients[int(name[1:])].hear() == name
-        close(clients)
+        assert gate.listener()["sessions"] == 1
+        order = ["c0", "c7", "c6", "c5", "c4", "c3", "c2", "c1"]
+        serve_in_order(backend, dict(named(clients)), order)
         with LineClient(gate.port()) as later:
             later.say("later")
             backend.ask("open")
@@ -82,15 +91,9 @@ def test_clients_that_leave_the_accept_queue_cost_no_backend_connection(leave: s
                 client.reset()
             else:
                 client.sock.close()
-        backend.ask("open")
-        assert first.hear() == "c0"
-        first.sock.close()
-        for client in silent[6:]:
-            client.say("stayed")
-        for _ in silent[6:]:
-            backend.ask("open")
-        assert [client.hear() for client in silent[6:]] == ["stayed"] * 2
-        close(silent)
+        answer(backend, first, "c0")
+        for client in reversed(silent[6:]):
+            answer(backend, client.say("stayed"), "stayed")
         wait_until(lambda: gate.listener()["dropped"]["client_gone"] == 6, 5, "six counted as gone")
         assert backend.stats()["accepted"] == 3
 
@@ -108,19 +111,10 @@ def test_twenty_clients_against_a_cap_of_fifteen() -> None:
 def test_a_full_accept_queue_drops_the_new_one() -> None:
     with gated(max_connections=1, accept_queue=4, when_queue_full="drop_new") as (gate, backend):
         clients = fill(gate, backend, 4)
-        for number in range(3):
-            with LineClient(gate.port()) as late:
-                try:
-                    late.say("late")
-                except OSError:
-                    pass  # the RST may be here already
-                assert late.end() == "reset"
-            wait_until(lambda n=number: gate.listener()["dropped"]["queue_full"] == n + 1, 5, "it")  # type: ignore[misc]
-        for _ in clients:
-            backend.ask("open")
-        assert [client.hear() for client in clients] == ["c0", "c1", "c2", "c3", "c4"]
-        assert served(backend) == ["c0", "c4", "c3", "c2", "c1"]
-        close(clients)
+        late = run(Plan("127.0.0.1", gate.port(), rate=1000, count=3, prefix="late"))
+        assert late.outcomes() == {"reset": 3}
+        assert gate.listener()["dropped"]["queue_full"] == 3
+        serve_in_order(backend, dict(named(clients)), ["c0", "c4", "c3", "c2", "c1"])
 
 
 def test_a_full_accept_queue_drops_the_oldest_one() -> None:
@@ -132,12 +126,7 @@ def test_a_full_accept_queue_drops_the_oldest_one() -> None:
         assert clients[2].end() == "reset"
         assert gate.listener()["dropped"]["queue_full"] == 2
         assert gate.listener()["queued"] == 4
-        stayed = [clients[n] for n in (0, 3, 4, 5, 6)]
-        for _ in stayed:
-            backend.ask("open")
-        assert [client.hear() for client in stayed] == ["c0", "c3", "c4", "c5", "c6"]
-        assert served(backend) == ["c0", "c6", "c5", "c4", "c3"]
-        close(clients)
+        serve_in_order(backend, dict(named(clients)), ["c0", "c6", "c5", "c4", "c3"])
 
 
 def test_one_that_goes_stale_in_the_accept_queue_is_swept_without_a_free_place() -> None:

@@ -23,12 +23,17 @@ class LineClient:
                  trace: TracebackType | None) -> None:  # fmt: skip
         self.sock.close()
 
+    def __del__(self) -> None:
+        # a test that fails half-way leaves clients behind: the failure is the news, not the open socket
+        if hasattr(self, "sock"):
+            self.sock.close()
+
     def say(self, line: str) -> Self:
         self.sock.sendall(line.encode() + b"\n")
         return self
 
     def hear(self) -> str:
-        """The next line.
+        """The next line, without its end (LF or CR LF).
 
         Raises:
             EOFError: the connection ended before one was whole.
@@ -40,7 +45,7 @@ class LineClient:
                 raise EOFError(f"after {self._buffer!r}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode()
+        return line.rstrip(b"\r").decode()
 
     def ask(self, line: str) -> str:
         return self.say(line).hear()

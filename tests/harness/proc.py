@@ -39,6 +39,8 @@ def tcp_config(
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return {
         "workers": workers,
+        # tests leave sessions open when they end: what is to be seen of draining sets its own
+        "drain_timeout": "2s",
         **(top or {}),
         "listener": [
             {"name": "front", "address": address, "protocol": "tcp", "cluster": "back", **listener},
@@ -115,19 +117,29 @@ class Tidegate:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         try:
-            if self.child.process.poll() is None:
-                self._objects.add(self.objects_held())
-                self.stop()
+            self._objects.add(self.objects_held())
             if error is None:
+                if self.child.process.poll() is None:
+                    self.stop()
                 self.assert_nothing_left()
         except BaseException as failure:
-            failure.add_note(f"--- log of tidegate\n{self.log()}")
+            error = failure
             raise
         finally:
             if error is not None:
                 error.add_note(f"--- log of tidegate (last lines)\n{self.log()[-6000:]}")
+                self._end_quietly()
             self.child.kill()
             self._temporary.cleanup()
+
+    def _end_quietly(self) -> None:
+        """After a failure: at once, but by a signal first, so that it can clean up after itself."""
+        if self.child.process.poll() is None:
+            self.child.signal(signal.SIGINT)
+            try:
+                self.child.wait(5)
+            except subprocess.TimeoutExpired:
+                return
 
     def _ready_or_dead(self) -> bool:
         return "event=ready" in self.log() or self.child.process.poll() is not None
