@@ -1,0 +1,45 @@
+"""`tidegate plot`: a recording as a heat map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tidegate.errors import OperatorError
+from tidegate_tools import heatmap, recording
+
+
+class PlotError(OperatorError):
+    """Nothing to draw, or nowhere to write it."""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tidegate plot ages.rec --out ages.html
+  tidegate plot ages.rec --out web.html 127.0.0.1:8080
+"""
+)
+@click.argument("recorded", metavar="RECORDING", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("listener", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              help="HTML file to write.")  # fmt: skip
+@click.option("--title", default="Accept queue ages", show_default=True, help="Heading of the page.")
+def command(recorded: Path, listener: tuple[str, ...], out: Path, title: str) -> None:
+    """Draw a recording of `tidegate record` as a heat map.
+
+    Time goes to the right, age upwards on a log scale, and colour is how many connections per second; drops
+    are bars below. LISTENER limits it to names that contain one of these texts. The page needs no network and
+    no script.
+    """
+    frames = list(recording.read(recorded))
+    try:
+        page = heatmap.page(frames, title, listener)
+    except ValueError as error:
+        raise PlotError(str(error), "tidegate record --out FILE, while there is traffic") from None
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise PlotError(f"cannot write {out}: {error.strerror}") from None
+    click.echo(f"{len(frames)} intervals drawn in {out}")
