@@ -6,14 +6,16 @@ import ctypes
 import fcntl
 import os
 import pickle
+import select
 import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from harness.waiting import wait_until
 from tidegate.kernel.half import KernelHalf
 
 T = TypeVar("T")
@@ -44,10 +46,12 @@ def connect(listener: socket.socket, timeout_s: float = 5.0) -> socket.socket:
     return socket.create_connection((host, port), timeout=timeout_s)
 
 
-def connect_timed(listener: socket.socket) -> tuple[socket.socket, int, int]:
-    """(client, ns before connect(), ns after): the handshake ended on the client's side within them."""
+def connect_timed(half: KernelHalf, listener: socket.socket, slot: int) -> tuple[socket.socket, int, int]:
+    """(client, ns before connect(), ns when its arrival was seen): the handshake ended within them."""
+    arrived = half.slots.arrived(slot)
     before = time.monotonic_ns()
     client = connect(listener)
+    wait_arrived(half, [slot], arrived + 1)
     return client, before, time.monotonic_ns()
 
 
@@ -57,9 +61,21 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def accept(listener: socket.socket) -> socket.socket:
-    """The connection that waits first. BlockingIOError when none does."""
+def accept(listener: socket.socket, timeout_s: float = 5.0) -> socket.socket:
+    """The connection that waits first. BlockingIOError when none comes.
+
+    A client's connect() may return before the ACK it sends has been dealt with on our side.
+    """
+    select.select([listener], [], [], timeout_s)
     return listener.accept()[0]
+
+
+def wait_arrived(half: KernelHalf, slots: Iterable[int], count: int) -> None:
+    """Until that many connections have arrived in these slots, all told."""
+    chosen = list(slots)
+    wait_until(
+        lambda: sum(half.slots.arrived(slot) for slot in chosen) >= count, 5, f"{count} arrivals", 0.0005
+    )
 
 
 class Members:

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.kernel_sockets import V4, V6, accept, connect, connect_timed, in_netns, listen, reset
+from harness.kernel_sockets import (
+    V4,
+    V6,
+    accept,
+    connect,
+    connect_timed,
+    in_netns,
+    listen,
+    reset,
+    wait_arrived,
+)
 from harness.waiting import wait_until
 
 from tidegate.kernel import bpf, cgroup, queue_age, tcp_info
@@ -40,7 +50,7 @@ def marked(half: KernelHalf, request: pytest.FixtureRequest) -> Iterator[Marked]
 
 def test_age_lies_between_the_client_s_clock_readings(half: KernelHalf, marked: Marked) -> None:
     listener, slot = marked
-    client, before, after = connect_timed(listener)
+    client, before, after = connect_timed(half, listener, slot)
     time.sleep(0.03)
     with client, accept(listener) as server:
         first = time.monotonic_ns()
@@ -59,7 +69,7 @@ def test_age_of_a_syn_cookie_child(half: KernelHalf) -> None:
             listener = listen(host)
             slot = half.allocate_slot()
             half.mark_listener(listener, slot, 128)
-            client, before, after = connect_timed(listener)
+            client, before, after = connect_timed(half, listener, slot)
             server = accept(listener)
             age = queue_age.read_bpf(server)
             assert before <= age.established_ns <= after, (host, before, age, after)
@@ -83,6 +93,7 @@ def test_age_of_a_syn_cookie_child(half: KernelHalf) -> None:
 def test_taken_once(half: KernelHalf, marked: Marked) -> None:
     listener, slot = marked
     with connect(listener):
+        wait_arrived(half, [slot], 1)
         assert half.slots.waiting(slot) == 1
         with accept(listener) as server:
             assert half.slots.waiting(slot) == 1, "accept() alone is not seen"
@@ -115,6 +126,7 @@ def test_a_listener_answers_without_counting(half: KernelHalf, marked: Marked) -
     age = queue_age.read_bpf(listener)
     assert (age.flags, age.slot, age.age_ns, age.established_ns) == (StampFlag.LISTENER, slot, 0, 0)
     with connect(listener):
+        wait_arrived(half, [slot], 1)
         queue_age.read_bpf(listener)
         assert half.slots.waiting(slot) == 1
         accept(listener).close()

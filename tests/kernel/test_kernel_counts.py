@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from harness.kernel_sockets import accept, connect, listen, reset
+from harness.kernel_sockets import accept, connect, listen, reset, wait_arrived
 from harness.waiting import wait_until
 
 from tidegate.kernel import queue_age, tcp_info
@@ -88,7 +88,7 @@ class Flood:
     def take(self) -> None:
         for _ in range(self.random.randrange(6)):
             try:
-                server = accept(self.listener)
+                server = accept(self.listener, timeout_s=0)
             except BlockingIOError:
                 return
             queue_age.read_bpf(server)
@@ -131,6 +131,7 @@ def test_waiting_is_the_kernel_s_queue_length(half: KernelHalf, marked: Marked) 
 def test_resync_after_a_worker_died_between_accept_and_reading(half: KernelHalf, marked: Marked) -> None:
     listener, slot = marked
     clients = [connect(listener) for _ in range(5)]
+    wait_arrived(half, [slot], 5)
     for _ in range(2):
         accept(listener).close()
     assert half.slots.waiting(slot) == 5

@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from harness.kernel_sockets import Members, accept, connect, listen
+from harness.kernel_sockets import Members, accept, connect, listen, wait_arrived
 
 from tidegate.config.model import Steer, WhenFull
 from tidegate.kernel import bpf, cgroup, queue_age
@@ -40,6 +40,7 @@ def test_a_successor_sees_what_its_predecessor_stamped_and_counted() -> None:
     before = time.monotonic_ns()
     clients = [connect(members.listeners[0]) for _ in range(4)]
     after = time.monotonic_ns()
+    wait_arrived(old, members.slots, 4)
     ids, path = old.map_ids(), old.cgroup.path
 
     new = _hand_over(old)
@@ -49,6 +50,7 @@ def test_a_successor_sees_what_its_predecessor_stamped_and_counted() -> None:
     with accept(members.listeners[0]) as server:
         assert before <= queue_age.read_bpf(server).established_ns <= after
     clients.append(connect(members.listeners[0]))
+    wait_arrived(new, members.slots, 5)
     assert [new.slots.waiting(slot) for slot in members.slots] == [2, 2]
 
     # its own programs take over the links, and it may mark and steer listeners of its own
@@ -60,6 +62,7 @@ def test_a_successor_sees_what_its_predecessor_stamped_and_counted() -> None:
     assert not set(more.slots) & set(members.slots)
     new.steer_listener(6, more.pairs, policy=Steer.P2C, when_full=WhenFull.QUEUE, hang_after_ns=0)
     clients += [connect(more.listeners[0]), connect(members.listeners[0])]
+    wait_arrived(new, members.slots + more.slots, 7)
     assert sum(more.waiting()) == 1
     assert sum(new.slots.waiting(slot) for slot in members.slots) == 5
     assert new.groups[5].slots == members.slots

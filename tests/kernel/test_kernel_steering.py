@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness.kernel_sockets import Members, accept, connect, listen
+from harness.kernel_sockets import Members, accept, connect, listen, wait_arrived
 from harness.waiting import wait_until
 
 from tidegate.config.model import Steer, WhenFull
@@ -41,10 +41,12 @@ class Steered(Members):
         self.beat()
 
     def connect(self, count: int, host: str = "") -> None:
+        before = sum(self.half.slots.arrived(slot) for slot in self.slots)
         for _ in range(count):
             source = (host, 0) if host else None
             to = self.address
             self.clients.append(socket.create_connection(to, timeout=5, source_address=source))
+        wait_arrived(self.half, self.slots, before + count)
 
     def hang(self, position: int) -> None:
         self.half.slots.heartbeat(self.slots[position], time.monotonic_ns() - 2 * HANG_AFTER)
@@ -59,9 +61,13 @@ class Steered(Members):
     def verdict(self, verdict: Verdict) -> int:
         return self.group.verdicts()[verdict]
 
-    def close(self) -> None:
+    def close_clients(self) -> None:
         for client in self.clients:
             client.close()
+        self.clients.clear()
+
+    def close(self) -> None:
+        self.close_clients()
         self.half.unsteer_listener(self.index)
         super().close()
 
@@ -317,6 +323,7 @@ def test_64_workers_and_what_a_selection_costs(steered: Make, capsys: pytest.Cap
             assert sum(group.waiting()) == 500
             run_ns, runs = bpf.prog_run_stats(group.group.prog_fd)
             assert runs >= 500
+            group.close_clients()
             figures[policy] = run_ns / runs
     finally:
         os.close(stats)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from harness.kernel_objects import held_by
-from harness.kernel_sockets import Members, accept, connect, listen
+from harness.kernel_sockets import Members, accept, connect, listen, wait_arrived
 
 from tidegate.config.model import Steer, WhenFull
 from tidegate.kernel import bpf, queue_age
@@ -98,6 +98,7 @@ def test_a_worker_s_heartbeat_steers(half: KernelHalf) -> None:
 
     _in_worker(half, work)
     with connect(members.listeners[0]), connect(members.listeners[0]):
+        wait_arrived(half, members.slots, 2)
         assert members.waiting() == [0, 2]
     half.unsteer_listener(members.slots[0])
     members.close()
