@@ -90,7 +90,7 @@ def _completing_inside(name: str) -> bool:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 79},
-    epilog="Shell completion: tidegate --completion bash|zsh|fish. Manual pages: docs/tools.",
+    epilog="Shell completion: source <(tidegate --completion bash), or zsh, or fish.",
 )
 @click.version_option(__version__, prog_name="tidegate")
 @click.option(
