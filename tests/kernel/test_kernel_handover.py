@@ -39,8 +39,8 @@ def test_a_successor_sees_what_its_predecessor_stamped_and_counted() -> None:
     old.steer_listener(5, members.pairs, policy=Steer.LEAST_QUEUE, when_full=WhenFull.QUEUE, hang_after_ns=0)
     before = time.monotonic_ns()
     clients = [connect(members.listeners[0]) for _ in range(4)]
-    after = time.monotonic_ns()
     wait_arrived(old, members.slots, 4)
+    after = time.monotonic_ns()
     ids, path = old.map_ids(), old.cgroup.path
 
     new = _hand_over(old)

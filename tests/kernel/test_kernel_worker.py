@@ -62,6 +62,7 @@ def test_a_worker_reads_ages_and_stores_to_slots(half: KernelHalf) -> None:
         half.mark_listener(listener, slot, 128)
         before = time.monotonic_ns()
         client = connect(listener)
+        wait_arrived(half, [slot], 1)
         after = time.monotonic_ns()
 
         def work() -> tuple[list[int], tuple[int, ...]]:
