@@ -36,15 +36,21 @@ def verbs() -> dict[str, click.Command]:
     return found
 
 
+def _context(command: click.Command) -> click.Context:
+    """As the command line makes it: a command remembers the help option of its first context."""
+    above = click.Context(group, info_name="tidegate", help_option_names=["-h", "--help"])
+    return click.Context(command, info_name=command.name, parent=above, max_content_width=10_000)
+
+
 def usage(name: str, command: click.Command) -> str:
     """`tidegate ages [OPTIONS] [LISTENER]...`"""
-    context = click.Context(command, info_name=f"tidegate {name}")
+    context = _context(command)
     return f"tidegate {name} {' '.join(command.collect_usage_pieces(context))}"
 
 
 def options(command: click.Command) -> list[tuple[str, str]]:
     """(how it is written, what it does) of each option that says so."""
-    context = click.Context(command, info_name="tidegate", max_content_width=10_000)
+    context = _context(command)
     rows = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     return [row for row in rows if row is not None and row[1]]
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 from pathlib import Path
 
-import click
 import pytest
 
 from tidegate.kernel.sock_diag import ListenSocket
