@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tidegate.kernel.sock_diag import ListenSocket
 from tidegate.kernel.tracing import Ages, Counts
