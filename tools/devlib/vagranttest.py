@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ _INSIDE = "TIDEGATE_VAGRANT_TEST_INSIDE"
 _PORT = 8080
 _TIME_SCALE = 4
 _STEP_S = 900.0
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # what libvirt writes to: each gets a tmpfs, /etc/libvirt a copy
 _OWN_FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 _QEMU_CONF = """\
@@ -53,7 +55,7 @@ for _ in $(seq 240); do
     curl -s -o /dev/null http://127.0.0.1:{_PORT}/ && break
     sleep 0.5
 done
-curl -sS -i http://127.0.0.1:{_PORT}/
+curl -sS -i http://127.0.0.1:{_PORT}/ || {{ cat /tmp/demo.log; exit 1; }}
 worker=$(pgrep -f '^tidegate: worker 0' | head -n 1)
 kill -STOP "$worker"
 for _ in 1 2 3; do curl -s -m 2 -o /dev/null http://127.0.0.1:{_PORT}/ & done
@@ -85,10 +87,11 @@ def _shell(script: str, what: str, show: Callable[[str], None], limit_s: float =
     signal.alarm(int(limit_s))
     lines = []
     for line in process.stdout:
-        # vagrant redraws its progress with carriage returns: thousands of them
-        text = line.rstrip("\n").split("\r")[-1]
-        lines.append(text)
-        show(text)
+        text = _ESCAPES.sub("", line.rstrip("\n").split("\r")[-1])
+        # thousands of them, each one a line when there is no terminal
+        if not text.startswith("Progress: "):
+            lines.append(text)
+            show(text)
     status = process.wait()
     signal.alarm(0)
     if status != 0:
