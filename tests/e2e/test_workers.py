@@ -203,3 +203,25 @@ def test_a_bad_file_leaves_the_old_state_serving_and_says_why() -> None:
             assert run(Plan("127.0.0.1", gate.port(), rate=200, count=5)).outcomes() == {"answered": 5}
         assert gate.worker_pids() == pids
         assert all((seen := stat(pid)) and seen.state != "Z" for pid in pids)
+
+
+@pytest.mark.bpf
+def test_upgrades_under_load_lose_nobody() -> None:
+    with Backend("counting") as backend:
+        config = tcp_config([backend.address], workers=2, stale_after="5s", top={"drain_timeout": "10s"})
+        with Tidegate(config) as gate, LineClient(gate.port()) as lasting:
+            assert lasting.ask("held") == "held"
+            first = gate.supervisor_pid
+            plan = Plan("127.0.0.1", gate.port(), rate=300, count=1800, patience_ns=5_000 * MS)
+            with Client(plan) as client:
+                client.go()
+                time.sleep(0.3)
+                # it may finish: the old worker that has it drains for as long as it lasts
+                assert lasting.ask("still") == "still"
+                lasting.sock.close()
+                pids = {first, gate.upgrade(), gate.upgrade()}
+                result = client.result()
+            assert len(pids) == 3
+            assert result.outcomes() == {"answered": 1800}
+            assert gate.status()["queue_age"]["source"] == "bpf"
+            assert len(gate.cgroups()) == 1

@@ -18,7 +18,7 @@ from harness import toml
 from harness.kernel_objects import KernelObjects, cgroup2_mounts, held_by
 from harness.ports import free_port
 from harness.processes import Child, alive, child_pids, python, python_env, session_pids
-from harness.waiting import wait_until
+from harness.waiting import DeadlineError, wait_until
 from tidegate.control.client import ControlUnreachable, call
 
 _numbers = itertools.count(1)
@@ -85,6 +85,7 @@ class Tidegate:
         self._child: Child | None = None
         self._objects = KernelObjects()
         self._cgroup_may_stay = False
+        self._successor = 0  # pid of the supervisor that took over by an upgrade
         self.exit_status: int | None = None
 
     # life
@@ -119,7 +120,7 @@ class Tidegate:
         try:
             self._objects.add(self.objects_held())
             if error is None:
-                if self.child.process.poll() is None:
+                if self.alive():
                     self.stop()
                 self.assert_nothing_left()
         except BaseException as failure:
@@ -151,20 +152,39 @@ class Tidegate:
             AssertionError: it did not end within the limit (it is killed then).
         """
         for number in signals:
-            self.child.signal(number)
+            os.kill(self.supervisor_pid, number)
         return self.wait()
 
     def wait(self) -> int:
         """Waits for its end; the exit status. Raises AssertionError as `stop` does."""
         try:
             self.exit_status = self.child.wait(self._stop_timeout_s)
-        except subprocess.TimeoutExpired:
+            if self._successor:  # nobody's child of ours: it has no exit status to collect
+                wait_until(lambda: not alive(self._successor), self._stop_timeout_s, "the successor's end")
+        except (subprocess.TimeoutExpired, DeadlineError):
             held = {pid: Path(f"/proc/{pid}/wchan").read_text() for pid in session_pids(self.child.pid)}
             self.child.kill()
             raise AssertionError(
                 f"still running {self._stop_timeout_s:g} s after the signal: {held}"
             ) from None
         return self.exit_status
+
+    def upgrade(self, timeout_s: float = 20.0) -> int:
+        """SIGUSR2, and waits until a successor answers and the old supervisor has ended; the new pid."""
+        old = self.supervisor_pid
+        self._objects.add(self.objects_held())
+        os.kill(old, signal.SIGUSR2)
+
+        def taken_over() -> int:
+            try:
+                pid = int(self.status()["pid"])
+            except ControlUnreachable:
+                return 0
+            return pid if pid != old else 0
+
+        self._successor = wait_until(taken_over, timeout_s, "a successor to answer")
+        wait_until(lambda: not alive(old), timeout_s, "the predecessor to end")
+        return self._successor
 
     def kill_everything(self) -> None:
         """Kills the supervisor and every worker by SIGKILL, at once."""
@@ -187,7 +207,7 @@ class Tidegate:
 
     @property
     def supervisor_pid(self) -> int:
-        return self.child.pid
+        return self._successor or self.child.pid
 
     def worker_pids(self) -> list[int]:
         """By worker index when the control socket answers, else the supervisor's children."""
