@@ -52,10 +52,10 @@ def test_man_pages_have_no_fault(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_help_fits_eighty_columns(name: str) -> None:
-
     result = CliRunner().invoke(manual.group, [name, "--help"])
     assert result.exit_code == 0
-    assert all(len(line) < 80 for line in result.output.splitlines())
+    # click formats for 80 here, and for two columns less on a real terminal
+    assert [line for line in result.output.splitlines() if len(line) > 80] == []
 
 
 def keys(value: object) -> set[str]:
