@@ -18,7 +18,7 @@ if [ "$status" = 0 ]; then
     # exit status 1 says that something is missing here, which the host judges by what it reads
     report=$(.venv/bin/tidegate doctor --json)
     echo "guest: running the tests"
-    .venv/bin/python -m pytest -q -o timeout=$((120 * TIDEGATE_TIME_SCALE)) "${TESTS[@]}" || status=$?
+    .venv/bin/python -m pytest -v --no-header -o timeout=$((120 * TIDEGATE_TIME_SCALE)) "${TESTS[@]}" || status=$?
 fi
 printf '{"status": %d, "kernel": "%s", "doctor": %s}\n' "$status" "$(uname -r)" "${report:-null}" >&9
 printf 'guest: ended with status %s, up %.0f s\n' "$status" "$(cut -d' ' -f1 /proc/uptime)"
