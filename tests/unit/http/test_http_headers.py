@@ -85,6 +85,7 @@ def test_a_client_without_host_gets_the_address_it_connected_to() -> None:
     [
         ("192.0.2.7", [b"192.0.2.7"], b"192.0.2.7"),
         ("2001:db8::7", [b"2001:db8::7"], b'"[2001:db8::7]"'),
+        ("fe80::7%lo", [b"fe80::7"], b'"[fe80::7]"'),
         ("", [], b"unknown"),
     ],
 )

@@ -86,6 +86,10 @@ def test_next_needs_a_whole_message() -> None:
     parser = make()
     with pytest.raises(ValueError):
         parser.next()
+    parser.receive_head(GET)
+    with pytest.raises(ValueError):
+        parser.receive_head(GET)
+    parser.next()
     parser.receive_head(POST)
     with pytest.raises(ValueError):
         parser.next()

@@ -154,6 +154,18 @@ def test_interim_responses_come_before_the_final_one(way: int) -> None:
     assert relayed.parser.free
 
 
+def test_interim_responses_are_nothing_to_http_1_0() -> None:
+    data = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + HEAD_LINES + b"\r\nContent-Length: 2\r\n\r\nok"
+    relayed = relay([data], request(version=b"1.0"))
+    assert relayed.out == HEAD_LINES + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+
+
+def test_an_upgrade_that_does_not_say_to_what() -> None:
+    asked = request(lines=b"Connection: upgrade\r\nUpgrade: websocket\r\n")
+    relayed = relay([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], asked)
+    assert relayed.out.endswith(b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+
+
 def test_an_upgrade() -> None:
     asked = request(lines=b"Connection: upgrade\r\nUpgrade: websocket\r\n")
     head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX: y\r\n\r\n"

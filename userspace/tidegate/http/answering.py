@@ -29,7 +29,7 @@ class ResponseForm:
         edits: Edits | None = None,
         extra: bytes = b"",
     ) -> bytes:
-        """The whole head, its empty line included.
+        """The whole head, its empty line included; b"" for an interim one that HTTP/1.0 does not know.
 
         `close`: the client's connection ends after this response (`must_close` says when it has to).
         `extra`: further b"\\r\\nName: value" lines, such as a sticky cookie.
@@ -40,6 +40,8 @@ class ResponseForm:
             known = response.written.get(key)
             if known is not None:
                 return known
+        if response.status < 200 and request.http10:
+            return b""
         lines = response.forward
         # RFC 9110 6.6.1: whoever forwards a response without one adds it. Interim ones carry none.
         undated = not response.dated and response.status >= 200
@@ -52,10 +54,11 @@ class ResponseForm:
             response.reason,
             lines,
             _framing(response, framing, request),
-            _connection(response, close, request.http10),
+            _connection(response, close, request),
             extra,
         )
-        if edits is None and not extra and not undated:
+        # A 101 without Upgrade is completed from its request.
+        if edits is None and not extra and not undated and response.status != 101:
             response.written[key] = head
         return head
 
@@ -78,11 +81,11 @@ def _framing(response: Response, framing: int, request: Request) -> bytes:
     return b"\r\nTransfer-Encoding: chunked" if response.chunked and not request.http10 else b""
 
 
-def _connection(response: Response, close: bool, http10: bool) -> bytes:
+def _connection(response: Response, close: bool, request: Request) -> bytes:
     if response.status == 101:
-        return b"\r\nConnection: upgrade\r\nUpgrade: " + response.upgrade
+        return b"\r\nConnection: upgrade\r\nUpgrade: " + (response.upgrade or request.upgrade)
     if response.status < 200:
         return b""
     if close:
         return _CONNECTION[2]
-    return _CONNECTION[http10]
+    return _CONNECTION[request.http10]

@@ -51,7 +51,7 @@ class ChunkDecoder:
     `trailers` the trailer fields worth forwarding, as b"Name: value\\r\\n..." lines.
     """
 
-    __slots__ = ("_error", "_extensions", "_held", "_left", "_state", "done", "rest", "trailers")
+    __slots__ = ("_error", "_extensions", "_held", "_left", "_scanned", "_state", "done", "rest", "trailers")
 
     def __init__(self, error: Callable[[int, Fault, str], PeerError]) -> None:
         """`error` makes the exception to raise: the client's fault or the backend's."""
@@ -60,6 +60,7 @@ class ChunkDecoder:
         self._held = b""
         self._left = 0
         self._extensions = 0
+        self._scanned = 0  # bytes of a partial trailer section that were looked at
         self.done = False
         self.rest = b""
         self.trailers = b""
@@ -135,13 +136,15 @@ class ChunkDecoder:
             self.done = True
             self.rest = data[pos + 2 :]
             return
-        end = data.find(b"\r\n\r\n", pos, pos + MAX_TRAILER)
+        seen = pos + max(self._scanned - 3, 0)
+        end = data.find(b"\r\n\r\n", seen, pos + MAX_TRAILER)
         if end < 0:
             if len(data) - pos >= MAX_TRAILER:
                 raise self._error(431, Fault.HEAD_TOO_LARGE, "trailer section too large")
-            if NEVER_IN_HEAD.search(data, pos) is not None:
+            if NEVER_IN_HEAD.search(data, seen) is not None:
                 raise self._malformed("malformed trailer section")
             self._held = data[pos:]
+            self._scanned = len(self._held)
             return
         section = data[pos : end + 4]
         if BLOCK.fullmatch(b"\r\n" + section) is None:

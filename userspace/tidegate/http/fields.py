@@ -98,8 +98,7 @@ class FieldsMemo:
             return known
         fields = read_fields(block)
         has_body = fields.chunked or fields.content_length > 0
-        reusable = not fields.close and not fields.upgrade
-        if not self._opinion.request_block(block, has_body, reusable):
+        if not self._opinion.request_block(block, has_body):
             raise RequestError(400, Fault.SECOND_OPINION, "head refused by the second parser")
         if len(block) <= MEMO_BLOCK and not fields.secret:
             if len(self._known) >= MEMO_ENTRIES:
@@ -136,7 +135,8 @@ def read_fields(block: bytes) -> RequestFields:
         elif name == b"content-length":
             _read_length(fields, value)
         elif name == b"transfer-encoding":
-            _read_coding(fields, value)
+            # A tab behind it is optional whitespace to us, part of the value to llhttp: refused.
+            _read_coding(fields, found[2].rstrip(b" "))
         elif name == b"expect":
             if value != b"100-continue":
                 raise RequestError(417, Fault.EXPECTATION, "only 100-continue can be expected")

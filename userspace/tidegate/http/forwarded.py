@@ -19,7 +19,7 @@ class Peer:
 
     def __init__(self, address: str, proto: bytes, local: tuple[str, int], *, trusted: bool = False) -> None:
         """`address`: the client's IP without port, "" for a Unix socket. `local`: where it connected to."""
-        self.address = address.encode("ascii")
+        self.address = address.partition("%")[0].encode("ascii")  # a zone id is nobody else's business
         self.proto = proto
         self.trusted = trusted
         host, port = local

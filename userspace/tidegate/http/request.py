@@ -95,7 +95,16 @@ class RequestRules:
 class RequestParser(MessageReader):
     """See the module. One per client connection; not to be used again after a RequestError."""
 
-    __slots__ = ("_last", "_last_block", "_last_fields", "_memo", "_scanned", "_scheme", "request")
+    __slots__ = (
+        "_last",
+        "_last_block",
+        "_last_fields",
+        "_line_good",
+        "_memo",
+        "_scanned",
+        "_scheme",
+        "request",
+    )
 
     def __init__(self, rules: RequestRules) -> None:
         super().__init__()
@@ -105,6 +114,7 @@ class RequestParser(MessageReader):
         self._last: bytes | None = None  # the last receive, when it was one whole head and nothing else
         self._last_block = b""
         self._last_fields = _NO_FIELDS
+        self._line_good = False  # the request line of a partial head was checked
         self._scanned = 0  # bytes of `rest` that hold no end of a head
         self.request = Request()
 
@@ -129,6 +139,8 @@ class RequestParser(MessageReader):
         `data` goes behind what is left in `rest`. What follows the head is in `rest` afterwards; the state
         is BODY, or COMPLETE when there is none.
         """
+        if self.state != HEAD:
+            raise ValueError("the parser does not stand before a head")
         if data == self._last and not self.rest:
             self.state = COMPLETE
             return self.request
@@ -149,6 +161,7 @@ class RequestParser(MessageReader):
             self.rest = b""
             raise
         self._scanned = 0
+        self._line_good = False
         if start == 0 and self.state == COMPLETE and end + 4 == len(data):
             self._last = data
             self.rest = b""
@@ -256,10 +269,12 @@ class RequestParser(MessageReader):
     def _check_partial(self, data: bytes, start: int, scan: int) -> None:
         """Refuse a head that cannot become valid now, rather than when its end comes, or never does."""
         size = len(data)
-        line_end = data.find(b"\r\n", start)
-        if line_end >= 0:
+        if self._line_good:
+            pass
+        elif data.find(b"\r\n", start) >= 0:
             if REQUEST_LINE.match(data, start) is None:
                 raise _bad_request_line(data, start)
+            self._line_good = True
         elif data not in (b"", b"\r", b"\r\n", b"\r\n\r") and (
             size - start > MAX_REQUEST_LINE or REQUEST_LINE_START.fullmatch(data, start) is None
         ):

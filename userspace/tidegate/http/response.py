@@ -144,7 +144,7 @@ def read_response(line: re.Match[bytes], block: bytes) -> Response:
                 raise ResponseError(Fault.FRAMING, "malformed Content-Length")
             response.content_length = int(value)
         elif name == b"transfer-encoding":
-            if coded or value != b"chunked":
+            if coded or found[2].rstrip(b" ") != b"chunked":  # a tab behind it: see request fields
                 raise ResponseError(Fault.CODING, "a transfer coding other than chunked")
             coded = response.chunked = True
         elif name == b"upgrade":
