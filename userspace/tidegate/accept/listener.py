@@ -18,6 +18,7 @@ from typing import Any, Final
 from tidegate import logs
 from tidegate.accept.admission import Admission, Deadline
 from tidegate.accept.queue import AcceptQueue
+from tidegate.cluster.balance import ClusterState
 from tidegate.config.model import Listener, WhenQueueFull
 from tidegate.kernel.queue_age import QueueAge
 from tidegate.loop.reactor import EPOLLEXCLUSIVE, EPOLLIN
@@ -108,6 +109,10 @@ class SpareFd:
         return True
 
 
+def _nowhere(active: int) -> None:
+    """Where a retired worker publishes its load."""
+
+
 class Acceptor:
     """The accept path of one listener in one worker."""
 
@@ -120,7 +125,12 @@ class Acceptor:
         max_connections: int,
         spare: SpareFd,
         store_active: Callable[[int], None],
+        shared: bool = False,
     ) -> None:
+        """`store_active` publishes how many connections are accepted and not yet ended.
+
+        `shared`: every worker waits on the same `sock`.
+        """
         self.ctx = ctx
         self.sock = sock
         self.queue: AcceptQueue[Waiting] = AcceptQueue(ctx.listener.accept_queue)
@@ -130,24 +140,34 @@ class Acceptor:
         self._make_session = make_session
         self._spare = spare
         self._store_active = store_active
+        self._interest = EPOLLIN | EPOLLEXCLUSIVE if shared else EPOLLIN
         self._foreign: dict[int, socket.socket] = {}
         self._make_scheduled = False
         self._paused: list[tuple[socket.socket, bool]] = []
         self._sweep_timer = Timer(self._on_sweep)
         self._pause_timer = Timer(self._on_pause_over)
-        self.admission: Admission
-        self.apply(ctx.listener)
+        self.admission: Admission = Deadline(ctx.listener.stale_after_ns)
 
-    def apply(self, listener: Listener) -> None:
-        """Take over what a reload may change without a new socket."""
+    def apply(
+        self, listener: Listener, cluster: ClusterState, words: memoryview, max_connections: int
+    ) -> None:
+        """Take over what a reload may change without a new socket; sessions under way keep their backends."""
         self.ctx.listener = listener
+        self.ctx.cluster = cluster
+        self.ctx.words = words
+        self.max_connections = max_connections
         self.admission = Deadline(listener.stale_after_ns)
         self.queue.capacity = listener.accept_queue
+        self._schedule_make()
+
+    def disown(self) -> None:
+        """The slot is a successor's now: publish nothing there any more."""
+        self._store_active = _nowhere
 
     # which sockets are watched
 
     def start(self) -> None:
-        self.ctx.reactor.add(self.sock.fileno(), EPOLLIN, self._on_own)
+        self.ctx.reactor.add(self.sock.fileno(), self._interest, self._on_own)
 
     def take_over(self, sock: socket.socket) -> None:
         """Accept from a sibling's listener too, while the sibling cannot."""
@@ -234,7 +254,11 @@ class Acceptor:
         if queue.full:
             self._make_sessions()
             if queue.full:
-                oldest = queue.pop_oldest() if self.ctx.listener.when_queue_full is WhenQueueFull.DROP_OLDEST else None
+                oldest = (
+                    queue.pop_oldest()
+                    if self.ctx.listener.when_queue_full is WhenQueueFull.DROP_OLDEST
+                    else None
+                )
                 if oldest is None:
                     self._drop(conn, DropReason.QUEUE_FULL)
                     return

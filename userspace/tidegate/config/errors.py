@@ -29,7 +29,7 @@ class ConfigError:
         return f"{where}: {self.message}\n  {self.fix}" if self.fix else f"{where}: {self.message}"
 
 
-class ConfigErrors(OperatorError):  # noqa: N818 (it is a list of them)
+class ConfigErrors(OperatorError):
     """Every error of one file, in the order of its lines. Prints as a count and then one by one."""
 
     exit_code = EXIT_USAGE

@@ -38,10 +38,13 @@ def call(path: str, verb: str, args: dict[str, Any] | None = None, timeout_s: fl
             line = _read_line(sock)
         except TimeoutError:
             raise ControlUnreachable(
-                f"no answer from {path} within {timeout_s:g} s", "look at the supervisor: ps -C tidegate, its log"
+                f"no answer from {path} within {timeout_s:g} s",
+                "look at the supervisor: ps -C tidegate, its log",
             ) from None
         except PermissionError:
-            raise ControlUnreachable(f"no permission to use {path}", "run it as root or as tidegate's own user") from None
+            raise ControlUnreachable(
+                f"no permission to use {path}", "run it as root or as tidegate's own user"
+            ) from None
         except OSError as error:
             raise ControlUnreachable(
                 f"no tidegate answers at {path} ({error.strerror or error})",
@@ -52,8 +55,8 @@ def call(path: str, verb: str, args: dict[str, Any] | None = None, timeout_s: fl
     except ValueError:
         raise ControlUnreachable(f"{path} does not speak tidegate's control protocol") from None
     if not answer.get("ok"):
-        error = answer.get("error", {})
-        raise ControlError(error.get("code", "unknown"), error.get("message", "no reason given"))
+        refusal = answer.get("error", {})
+        raise ControlError(refusal.get("code", "unknown"), refusal.get("message", "no reason given"))
     result = answer["result"]
     assert isinstance(result, dict)
     return result

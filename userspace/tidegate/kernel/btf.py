@@ -53,7 +53,7 @@ def describe(record: type[ctypes.Structure]) -> tuple[bytes, int, int]:
     for name, offset, size in records.layout(record):
         kind = kinds[name]
         if issubclass(kind, ctypes.Array):
-            element = ctypes.sizeof(kind._type_)
+            element = ctypes.sizeof(kind._type_)  # type: ignore[arg-type]
             type_id = builder.array(word[element], word[4], size // element)
         else:
             type_id = word[size]

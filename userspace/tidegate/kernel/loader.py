@@ -27,7 +27,7 @@ _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 
 
-class KernelUnavailable(OperatorError):  # noqa: N818 - a state of the host, not a mistake
+class KernelUnavailable(OperatorError):
     """The kernel half cannot run here. `detail` holds the compiler's or the verifier's own words."""
 
     def __init__(self, message: str, fix: str = "", detail: str = "") -> None:

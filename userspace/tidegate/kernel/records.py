@@ -165,7 +165,7 @@ CONSTANTS: dict[str, int] = {
 
 def c_name(record: type[ctypes.Structure]) -> str:
     """The C tag of a mirror."""
-    name: str = record._c_name_  # type: ignore[attr-defined]
+    name: str = getattr(record, "_c_name_")  # noqa: B009 - mypy takes it for a field
     return name
 
 

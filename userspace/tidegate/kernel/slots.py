@@ -143,7 +143,7 @@ def signed(word: int) -> int:
 class AgeCounts(NamedTuple):
     """Ages at first read, ns: bucket b counts those in [2^b, 2^(b+1)), the last all above."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody needs
     sum_ns: int
     max_ns: int
     buckets: tuple[int, ...]

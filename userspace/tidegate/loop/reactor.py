@@ -151,7 +151,9 @@ class Reactor:
                 _log.error("deferred_call_failed", exc_info=True)
 
     def _failed(self, fd: int, callback: Callable[[int], None]) -> None:
-        _log.error("callback_failed", exc_info=True, extra={"kv": {"fd": fd, "callback": callback.__qualname__}})
+        _log.error(
+            "callback_failed", exc_info=True, extra={"kv": {"fd": fd, "callback": callback.__qualname__}}
+        )
         self.remove(fd)
         if self.on_failure is not None:
             self.on_failure(callback)

@@ -18,7 +18,7 @@ GENERATION_STEP = 1 << INDEX_BITS
 TOKEN_LIMIT = 1 << 64  # tokens fit a __u64, so that they can stand in records shared with the kernel side
 
 
-class SlabFull(Exception):  # noqa: N818 - a condition the caller plans for, as queue.Full is
+class SlabFull(Exception):
     """Every place is taken; nothing was inserted."""
 
 

@@ -48,11 +48,11 @@ _WRITING, _LIVE, _RETIRED = range(3)
 _WORDS_PER_ENTRY: Final = 256  # one directory entry for this many words, when only a size is given
 
 
-class SegmentMismatch(OperatorError):  # noqa: N818
+class SegmentMismatch(OperatorError):
     """The memory is not a segment, or one of a version with other metrics."""
 
 
-class SegmentFull(OperatorError):  # noqa: N818
+class SegmentFull(OperatorError):
     """No room for another row."""
 
 

@@ -39,6 +39,10 @@ class Session(Protocol):
     @property
     def last_progress_ns(self) -> int: ...
 
+    def start(self) -> None:
+        """Called once, when the session is counted: it may end within this call."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """State for logs and control: flat, JSON-able."""
         ...

@@ -18,6 +18,7 @@ from tidegate.config.model import Balance
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
+from tidegate.metrics.segment import observe
 from tidegate.session.context import Context, has_unread_bytes, reset, unsent_bytes
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ class TcpSession:
     """Relays one client connection to one backend of the listener's cluster."""
 
     __slots__ = (
-        "_back_interest",
         "_back_broken",
-        "_backend",
+        "_back_interest",
         "_back_timeout_ns",
+        "_backend",
+        "_cluster",
         "_connect_deadline_ns",
         "_connect_started_ns",
         "_down",
@@ -75,10 +77,10 @@ class TcpSession:
         "_last_front_ns",
         "_last_up_ns",
         "_retry",
-        "_wait_until_ns",
         "_state",
         "_timer",
         "_up",
+        "_wait_until_ns",
         "back",
         "ctx",
         "established_ns",
@@ -90,6 +92,7 @@ class TcpSession:
 
     def __init__(self, ctx: Context, front: socket.socket, peer: Any, established_ns: int) -> None:
         self.ctx = ctx
+        self._cluster = ctx.cluster  # a reload may give the listener another
         self.front = front
         self.peer = peer
         self.established_ns = established_ns
@@ -104,12 +107,12 @@ class TcpSession:
         self._back_interest = -1
         self._back_broken = False
         self._backend: BackendState | None = None
-        hashed = ctx.cluster.config.balance is Balance.HASH
-        self._retry = RetryPlan(ctx.cluster, client_key(peer) if hashed else None)
+        hashed = self._cluster.config.balance is Balance.HASH
+        self._retry = RetryPlan(self._cluster, client_key(peer) if hashed else None)
         self._wait_until_ns = 0  # CONNECTING: the next attempt; DRAINING: the limit
         self._connect_started_ns = 0
         self._connect_deadline_ns = 0
-        self._back_timeout_ns = ctx.cluster.config.back_timeout_ns
+        self._back_timeout_ns = self._cluster.config.back_timeout_ns
         self._last_front_ns = self._last_back_ns = self._last_up_ns = self._last_down_ns = now
         self._timer = Timer(self._on_timer)
 
@@ -157,21 +160,25 @@ class TcpSession:
             return
         ctx.words[_ATTEMPTS] += 1
         self._backend = backend
-        ctx.cluster.acquired(backend)
+        self._cluster.acquired(backend)
+        self._cluster.connect_started(backend)
         self._connect_started_ns = now
         try:
-            back = socket.socket(backend.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            back = socket.socket(
+                backend.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
         except OSError:  # EMFILE, ENFILE, ENOBUFS: ours, not the backend's
-            ctx.cluster.released(backend)
-            self._backend = None
             self._end(EndReason.FD_EXHAUSTED, reset_front=True)
             return
         self.back = back
         if backend.family != socket.AF_UNIX:
             back.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if ctx.cluster.config.tcp_keepalive:
+            if self._cluster.config.tcp_keepalive:
                 back.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        code = back.connect_ex(backend.sockaddr)
+        try:
+            code = back.connect_ex(backend.sockaddr)
+        except OSError as error:  # not an address of this family: a Unix path too long
+            code = error.errno or errno.EINVAL
         if code not in (0, errno.EINPROGRESS):
             self._attempt_failed(now)
             return
@@ -194,7 +201,8 @@ class TcpSession:
         assert back is not None and backend is not None
         now = ctx.reactor.now
         self._state = RELAYING
-        ctx.cluster.succeeded(backend, now)
+        self._cluster.connect_ended(backend, established=True)
+        self._cluster.succeeded(backend, now)
         observe(ctx.words, _CONNECT_TIME, now - self._connect_started_ns)
         self._last_front_ns = self._last_back_ns = self._last_up_ns = self._last_down_ns = now
         ctx.reactor.redirect(back.fileno(), self._on_back)
@@ -212,8 +220,9 @@ class TcpSession:
         assert backend is not None
         ctx.words[_FAILURES] += 1
         self._drop_back()
-        ctx.cluster.released(backend)
-        ctx.cluster.connect_failed(backend, now)
+        self._cluster.connect_ended(backend, established=False)
+        self._cluster.released(backend)
+        self._cluster.connect_failed(backend, now)
         self._backend = None
         delay = self._retry.failed(now)
         if delay is None:
@@ -234,9 +243,8 @@ class TcpSession:
             self.ctx.reactor.add(self.front.fileno(), EPOLLRDHUP, self._on_client_while_connecting)
 
     def _on_client_while_connecting(self, mask: int) -> None:
-        if mask & (EPOLLERR | EPOLLHUP):
-            self._end(EndReason.CLIENT_GONE, reset_back=True)
-        elif self.ctx.listener.abort_on_close or not has_unread_bytes(self.front):
+        left = mask & (EPOLLERR | EPOLLHUP) or not has_unread_bytes(self.front)
+        if left or self.ctx.listener.abort_on_close:
             self._end(EndReason.CLIENT_GONE, reset_back=True)
         else:  # it sent its request and half-closed: served
             self._front_interest = 0
@@ -460,9 +468,9 @@ class TcpSession:
     # the one place where a session ends
 
     def _end(self, reason: EndReason, *, reset_front: bool = False, reset_back: bool = False) -> None:
-        if self._state == CLOSED:
+        state, self._state = self._state, CLOSED
+        if state == CLOSED:
             return
-        self._state = CLOSED
         ctx = self.ctx
         ctx.reactor.timers.cancel(self._timer)
         if reset_front:
@@ -473,7 +481,9 @@ class TcpSession:
             reset(self.back)
         self._drop_back()
         if self._backend is not None:
-            ctx.cluster.released(self._backend)
+            if state == CONNECTING:
+                self._cluster.connect_ended(self._backend, established=False)
+            self._cluster.released(self._backend)
         ctx.slab.remove(self.token)
         if reason is not EndReason.DONE and _log.isEnabledFor(logging.INFO):
             _abnormal.event(logging.INFO, "session_ended", reason=reason.value, **self.describe())

@@ -1,0 +1,98 @@
+"""Listening sockets: opened by the supervisor, one per worker and address, inherited by every worker."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+from tidegate.config.model import Address, Listener
+from tidegate.errors import OperatorError
+
+SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+
+
+class ListenError(OperatorError):
+    """A listener's address cannot be had."""
+
+
+def somaxconn() -> int:
+    """The kernel's silent cap on every backlog."""
+    try:
+        return int(SOMAXCONN.read_text())
+    except (OSError, ValueError):
+        return 4096  # the kernel's default since 5.4
+
+
+def open_listeners(listener: Listener, count: int) -> list[socket.socket]:
+    """`count` sockets of one reuseport group, bound but not listening; raises ListenError and opens none.
+
+    SO_REUSEPORT would silently share the port with any other program of the same user, so the address is
+    first bound without it: somebody else's listener is an error here, as it is without reuseport.
+    """
+    try:
+        if listener.address.port:
+            _new_socket(listener.address, reuse_port=False).close()
+    except OSError as error:
+        raise _explain(listener.address, error) from None
+    return _open(listener, listener.address, count)
+
+
+def open_more(listener: Listener, member: socket.socket, count: int) -> list[socket.socket]:
+    """Further sockets of the reuseport group that `member` belongs to."""
+    host, port = member.getsockname()[:2]
+    return _open(listener, Address(host, port), count)
+
+
+def _open(listener: Listener, address: Address, count: int) -> list[socket.socket]:
+    opened: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sock = _new_socket(address, reuse_port=True)
+            opened.append(sock)
+            # inherited by every connection it takes in: two syscalls less for each
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if listener.tcp_keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setblocking(False)
+            if not address.port:  # the kernel chose one for the first: the others join it
+                address = Address(address.host, sock.getsockname()[1])
+    except OSError as error:
+        for sock in opened:
+            sock.close()
+        raise _explain(listener.address, error) from None
+    return opened
+
+
+def start_listening(socks: list[socket.socket], backlog: int) -> None:
+    """From here on the kernel takes connections in."""
+    for sock in socks:
+        sock.listen(backlog)
+
+
+def _new_socket(address: Address, reuse_port: bool) -> socket.socket:
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.is_ipv6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _explain(address: Address, error: OSError) -> ListenError:
+    fixes = {
+        errno.EADDRINUSE: f"see who has it: ss -ltnp 'sport = :{address.port}'; stop it or take another port",
+        errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "the address is not on this host: see `ip addr`, or listen on 0.0.0.0 or [::]",
+    }
+    return ListenError(
+        f"cannot listen on {address}: {error.strerror}",
+        fixes.get(error.errno or 0, "see the address in the file"),
+    )

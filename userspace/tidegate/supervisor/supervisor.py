@@ -1,0 +1,427 @@
+"""The main process: opens listeners, forks workers, replaces the dead, answers control, ends cleanly.
+
+Single-threaded, one loop. Workers inherit everything by fork; what changes later reaches them over their
+channel. Ends by SIGTERM (drain), a second SIGTERM or SIGINT (now), or when every worker was given up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import time
+from typing import Any
+
+import setproctitle
+
+from tidegate import config as configuration
+from tidegate import logs
+from tidegate.config.model import Config, QueueAgeSource
+from tidegate.config.resolve import run_as, worker_count
+from tidegate.control.server import Args, ControlServer, Reply, Verb, VerbError, is_served
+from tidegate.errors import EXIT_FAILED, EXIT_OK, OperatorError
+from tidegate.kernel.half import KernelHalf
+from tidegate.kernel.loader import MapNumber
+from tidegate.kernel.queue_age import AgeSource, choose
+from tidegate.kernel.records import MAX_SLOTS, Slot, SlotState
+from tidegate.kernel.slots import Slots
+from tidegate.loop.reactor import Reactor
+from tidegate.loop.signals import Signals
+from tidegate.loop.timers import Timer
+from tidegate.metrics.names import LISTENER, PROCESS, WORKER, DeathCause, ReloadResult, Scope
+from tidegate.metrics.recovery import worker_died
+from tidegate.metrics.segment import SUPERVISOR, RowKey, Segment
+from tidegate.supervisor import status, worker
+from tidegate.supervisor.activation import given_sockets
+from tidegate.supervisor.channel import Channel
+from tidegate.supervisor.groups import ListenerGroups
+from tidegate.supervisor.notify import Notifier
+from tidegate.supervisor.process import raise_nofile
+from tidegate.supervisor.reload import Reload
+from tidegate.supervisor.upgrade import Handover, Upgrade
+from tidegate.supervisor.workers import ACTIVE, WorkerProcess, Workers
+
+_log = logging.getLogger("tidegate.supervisor")
+
+# Rows that reloads may add over the life of a process; memory nobody uses costs nothing.
+SPARE_LISTENERS = 256
+SPARE_BACKENDS = 2048
+# How much longer than its drain limit a worker may take to say goodbye before it is killed.
+GRACE_NS = 2_000_000_000
+WATCH_NS = 500_000_000
+WORKERS_GAUGE = PROCESS.index("workers")
+
+
+class Supervisor:
+    def __init__(self, config: Config, path: str, handover: Handover | None = None) -> None:
+        self.config = config
+        self.path = path
+        self.pid = os.getpid()
+        self.started_ns = time.monotonic_ns()
+        self.reactor = Reactor()
+        self.notifier = Notifier()
+        self.nofile = raise_nofile()
+        self.worker_count = worker_count(config)
+        self.user = run_as(config)
+        self.generation = 0
+        self.exit_code = EXIT_OK
+        self.ready = False
+        self.draining = False
+        self.predecessor: Segment | None = None
+        self.handover = handover
+        self.half, self.age = self._kernel_half()
+        self.slots_fd = self._slots_memory()
+        self.slots = self.half.slots if self.half is not None else Slots(self.slots_fd)
+        self.groups = ListenerGroups(self.half, self.slots, self.worker_count)
+        self.segment = self._new_segment()
+        self.workers = Workers(
+            self.reactor,
+            self.worker_count,
+            self._worker_body,
+            self._on_message,
+            self._on_death,
+            self._all_gone,
+        )
+        self.reloads = Reload(self)
+        self.upgrades = Upgrade(self)
+        self.control: ControlServer | None = None
+        self._watch_timer = Timer(self._on_watch)
+        self._limit_timer = Timer(lambda now: self.workers.kill_all())
+        self._resync_timers: dict[int, Timer] = {}
+        self._signals: Signals | None = None
+
+    # set-up
+
+    def _kernel_half(self) -> tuple[KernelHalf | None, AgeSource]:
+        if self.config.queue_age is QueueAgeSource.TCP_INFO:
+            return None, choose(self.config.queue_age, None)
+        if self.handover is not None:
+            half = self.handover.half()
+            failure = (
+                None if half is not None else OperatorError("the predecessor ran without the kernel half")
+            )
+            return half, choose(self.config.queue_age, failure)
+        try:
+            half = KernelHalf.start(self.config.cgroup)
+        except OperatorError as error:
+            age = choose(self.config.queue_age, error)
+            logs.event(
+                _log,
+                logging.WARNING,
+                "queue_age_estimated",
+                source=age.source,
+                reason=error.message,
+                fix=error.fix,
+            )
+            return None, age
+        return half, choose(self.config.queue_age, None)
+
+    def _slots_memory(self) -> int:
+        """The fd behind the slots: the kernel's map, or plain shared memory of the same form."""
+        if self.half is not None:
+            return self.half.map_fds[MapNumber.SLOTS]
+        if self.handover is not None:
+            return self.handover.slots_fd
+        fd = os.memfd_create("tidegate-slots", os.MFD_CLOEXEC)
+        os.ftruncate(fd, MAX_SLOTS * ctypes.sizeof(Slot))
+        return fd
+
+    def _new_segment(self) -> Segment:
+        per_worker = self.worker_count + 1
+        backends = sum(len(cluster.backends) for cluster in self.config.clusters)
+        return Segment.sized_for(
+            {
+                Scope.PROCESS: 1,
+                Scope.WORKER: self.worker_count,
+                Scope.LISTENER: (len(self.config.listeners) + SPARE_LISTENERS) * per_worker,
+                Scope.BACKEND: (backends + SPARE_BACKENDS) * per_worker,
+            }
+        )
+
+    def allocate_rows(self) -> None:
+        """Every row that a worker may write, before it is forked or told of it."""
+        for index in range(self.worker_count):
+            self.segment.row(RowKey(Scope.WORKER, index))
+            for group in self.groups.groups:
+                self.segment.row(RowKey(Scope.LISTENER, index, (group.name,)))
+            for cluster in self.config.clusters:
+                for backend in cluster.backends:
+                    self.segment.row(RowKey(Scope.BACKEND, index, (cluster.name, str(backend.address))))
+
+    def start(self) -> None:
+        """Listeners, control, workers. Raises OperatorError; the caller then calls `clean_up`."""
+        if self.handover is not None:
+            self.handover.adopt_listeners(self)
+        else:
+            given = given_sockets(self.config.listeners)
+            for group in self.groups.open(self.config.listeners, self.config, given):
+                self.groups.activate(group, self.config)
+        self.allocate_rows()
+        self.control = ControlServer(self.reactor, self.config.control, self._verbs())
+        self._signals = Signals(
+            self.reactor,
+            {
+                signal.SIGTERM: self.drain,
+                signal.SIGINT: self.stop_now,
+                signal.SIGHUP: lambda: self.reloads.start(None),
+                signal.SIGUSR1: self._reopen_logs,
+                signal.SIGUSR2: lambda: self.upgrades.start(None),
+            },
+        )
+        self.workers.start_all()
+        self.reactor.timers.arm(self._watch_timer, time.monotonic_ns() + WATCH_NS)
+
+    def run(self) -> int:
+        gc.collect()
+        gc.freeze()
+        self.reactor.run()
+        return self.exit_code
+
+    def clean_up(self) -> None:
+        """Whatever way it ends: no socket, process, link or cgroup stays."""
+        self.workers.stopping = True
+        self.workers.kill_all()
+        for one in self.workers.all:
+            if one.running:
+                os.waitpid(one.pid, 0)
+                one.pid = 0
+        if self.control is not None:
+            self.control.close()
+        self.groups.close()
+        if self.half is not None:
+            if self.upgrades.handed_over:
+                self.half.release()
+            else:
+                self.half.close()
+
+    def _worker_body(self, process: WorkerProcess, channel: Channel) -> None:
+        def close_inherited() -> None:
+            self.reactor.close()  # first: the epoll is shared, a removal would be the parent's too
+            if self._signals is not None:
+                self._signals.close()
+            if self.control is not None:
+                self.control.abandon()
+            for other in self.workers.inherited_channels():
+                other.close()
+            for one in self.workers.all:
+                if one.pidfd >= 0:
+                    os.close(one.pidfd)
+            self.upgrades.abandon()
+            if self.handover is not None and self.predecessor is not None:
+                self.handover.abandon()
+            if self.half is not None:
+                self.half.worker_close()
+
+        process.generation = self.generation
+        worker.main(
+            worker.WorkerSetup(
+                index=process.index,
+                config=self.config,
+                groups=self.groups.groups,
+                slots=self.slots,
+                read_age=self.age.read,
+                channel=channel,
+                segment=self.segment,
+                nofile=self.nofile,
+                user=self.user,
+                supervisor=self.pid,
+                close_inherited=close_inherited,
+            )
+        )
+
+    # workers
+
+    def heartbeat_ns(self, index: int) -> int:
+        return max((self.slots.heartbeat_ns(group.slots[index]) for group in self.groups.groups), default=0)
+
+    def _on_message(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        match message.get("type"):
+            case "ready":
+                process.generation = self.generation
+                self._check_ready()
+            case "reloaded":
+                process.generation = int(message["generation"])
+                self.reloads.acknowledged()
+
+    def _check_ready(self) -> None:
+        if self.ready or not all(one.state == ACTIVE for one in self.workers.all):
+            return
+        self.ready = True
+        logs.event(
+            _log,
+            logging.INFO,
+            "ready",
+            pid=self.pid,
+            workers=self.worker_count,
+            listeners=[str(group.listener.address) for group in self.groups.groups],
+            queue_age=self.age.source,
+        )
+        self.notifier.ready(f"{self.worker_count} workers, {len(self.groups.groups)} listeners")
+        if self.handover is not None:
+            self.handover.ready()
+
+    def _on_death(self, process: WorkerProcess, cause: DeathCause | None) -> None:
+        for group in self.groups.groups:
+            slot = group.slots[process.index]
+            if not self.upgrades.handed_over:
+                self.slots.set_state(slot, SlotState.DEAD)
+                self.slots.set_active(slot, 0)
+        sessions, waiting = worker_died(self.segment, process.index)
+        if cause is not None:
+            row = self.segment.row(RowKey(Scope.WORKER, process.index))
+            row.words[WORKER.index("worker_restarts_total", cause.value)] += 1
+            if sessions or waiting:
+                logs.event(
+                    _log,
+                    logging.ERROR,
+                    "lost_with_worker",
+                    worker=process.index,
+                    sessions=sessions,
+                    queued=waiting,
+                )
+        if not self.upgrades.handed_over:
+            self.groups.resync(process.index)
+            self.workers.broadcast({"type": "look"})
+            timer = self._resync_timers.setdefault(
+                process.index, Timer(lambda now: self.groups.resync(process.index))
+            )
+            self.reactor.timers.arm(timer, time.monotonic_ns() + 1_000_000_000)
+        self.reloads.acknowledged()
+
+    def _all_gone(self) -> None:
+        if not self.workers.stopping:
+            logs.event(_log, logging.ERROR, "no_worker_left")
+            self.exit_code = EXIT_FAILED
+        self.upgrades.workers_gone()
+        logs.event(_log, logging.INFO, "stopped", pid=self.pid)
+        self.reactor.stop()
+
+    def _on_watch(self, now: int) -> None:
+        now = time.monotonic_ns()
+        self.notifier.watchdog()
+        active = 0
+        for one in self.workers.all:
+            if one.state != ACTIVE:
+                continue
+            active += 1
+            silent = now - self.heartbeat_ns(one.index)
+            if (
+                silent > self.config.kill_hung_after_ns
+                and now - one.started_ns > self.config.kill_hung_after_ns
+            ):
+                logs.event(
+                    _log,
+                    logging.ERROR,
+                    "worker_hung",
+                    worker=one.index,
+                    pid=one.pid,
+                    silent_ms=silent // 1_000_000,
+                )
+                one.killed_hung = True
+                self.workers.kill(one)
+        self.segment.row(RowKey(Scope.PROCESS, SUPERVISOR)).words[WORKERS_GAUGE] = active
+        interval = WATCH_NS
+        if self.notifier.watchdog_ns:
+            interval = min(interval, self.notifier.watchdog_ns)
+        self.reactor.timers.arm(self._watch_timer, now + interval)
+
+    def mirror_verdicts(self) -> None:
+        """Bring the steering programs' counters into the segment."""
+        if self.half is None:
+            return
+        for group in self.groups.groups:
+            steered = self.half.groups.get(group.index)
+            if steered is None:
+                continue
+            words = self.segment.row(RowKey(Scope.LISTENER, SUPERVISOR, (group.name,))).words
+            for verdict, count in steered.verdicts().items():
+                words[LISTENER.index("steer_verdicts_total", verdict.name.lower())] = count
+
+    # the end
+
+    def drain(self) -> None:
+        """SIGTERM: let everything finish within drain_timeout. A second one: now."""
+        if self.draining:
+            self.stop_now()
+            return
+        self.draining = True
+        logs.event(_log, logging.INFO, "draining", timeout_ms=self.config.drain_timeout_ns // 1_000_000)
+        self.notifier.stopping("draining")
+        self.limit_end(self.config.drain_timeout_ns)
+        self.workers.drain_all(self.config.drain_timeout_ns)
+
+    def stop_now(self) -> None:
+        self.draining = True
+        self.notifier.stopping("stopping")
+        self.limit_end(0)
+        self.workers.stop_all()
+
+    def limit_end(self, timeout_ns: int) -> None:
+        """Whoever is still there some time after its limit is killed."""
+        self.reactor.timers.arm(self._limit_timer, time.monotonic_ns() + timeout_ns + GRACE_NS)
+
+    def _reopen_logs(self) -> None:
+        self.workers.broadcast({"type": "reopen"})
+
+    # control
+
+    def _verbs(self) -> dict[str, Verb]:
+        return {
+            "status": lambda args, reply: reply.ok(status.document(self)),
+            "workers": lambda args, reply: reply.ok({"workers": status.document(self)["workers"]}),
+            "reload": lambda args, reply: self.reloads.start(reply),
+            "drain": self._verb_drain,
+            "upgrade": lambda args, reply: self.upgrades.start(reply),
+        }
+
+    def _verb_drain(self, args: Args, reply: Reply) -> None:
+        index = args.get("worker")
+        if index is None:
+            reply.ok({"message": f"draining; ends within {self.config.drain_timeout_ns / 1e9:g} s"})
+            logs.event(_log, logging.INFO, "control", verb="drain", uid=reply.uid, pid=reply.pid)
+            self.drain()
+            return
+        if not isinstance(index, int) or not 0 <= index < self.worker_count:
+            raise VerbError("no_such_worker", f"workers are numbered 0 to {self.worker_count - 1}")
+        process = self.workers.all[index]
+        if process.state != ACTIVE:
+            raise VerbError("not_active", f"worker {index} is {process.state}")
+        logs.event(_log, logging.INFO, "control", verb="drain", worker=index, uid=reply.uid, pid=reply.pid)
+        self.workers.drain(process, self.config.drain_timeout_ns)
+        self.workers.broadcast({"type": "look"})
+        reply.ok({"message": f"worker {index} is draining; a new one takes its place when it has finished"})
+
+    def count_reload(self, result: ReloadResult) -> None:
+        words = self.segment.row(RowKey(Scope.PROCESS, SUPERVISOR)).words
+        words[PROCESS.index("reloads_total", result.value)] += 1
+
+
+def run(path: str) -> int:
+    """The whole life of `tidegate run FILE`; the exit code. Raises OperatorError before it serves."""
+    handover = Handover.from_environment()
+    try:
+        config = configuration.load(path)
+        logs.setup(config.log.level, config.log.format)
+        if handover is None and is_served(config.control):
+            raise OperatorError(
+                f"another tidegate answers at {config.control}",
+                "stop it (tidegate drain), upgrade it (tidegate upgrade), or set another `control`",
+            )
+        setproctitle.setproctitle("tidegate: supervisor")
+        supervisor = Supervisor(config, os.path.abspath(path), handover)
+    except OperatorError as error:
+        if handover is not None:
+            handover.failed(str(error))
+        raise
+    try:
+        supervisor.start()
+        return supervisor.run()
+    except OperatorError as error:
+        if handover is not None:
+            handover.failed(str(error))
+            supervisor.upgrades.handed_over = True  # the predecessor still owns what is shared
+        raise
+    finally:
+        supervisor.clean_up()

@@ -1,0 +1,294 @@
+"""SIGUSR2: a new tidegate takes over listeners, kernel half and control path; this one finishes and ends.
+
+The two talk over a SOCK_SEQPACKET pair. Until the successor says "ready" nothing of the old is given up: a
+successor that fails leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tidegate import __version__, logs
+from tidegate.control.server import Reply
+from tidegate.errors import OperatorError
+from tidegate.kernel.half import KernelHalf
+from tidegate.loop.reactor import EPOLLIN
+from tidegate.loop.timers import Timer
+from tidegate.metrics.recovery import carry_over
+from tidegate.metrics.segment import Segment, SegmentMismatch
+from tidegate.supervisor.channel import MAX_FDS, Channel, ChannelClosed
+
+if TYPE_CHECKING:
+    from tidegate.supervisor.supervisor import Supervisor
+
+_log = logging.getLogger("tidegate.supervisor")
+
+ENVIRONMENT = "TIDEGATE_HANDOVER"
+# Compiling the programs and starting workers takes about two seconds; a loaded host a few times that.
+READY_LIMIT_NS = 60_000_000_000
+
+
+class Upgrade:
+    """The predecessor's side."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._channel: Channel | None = None
+        self._reply: Reply | None = None
+        self._reason = ""
+        self._timer = Timer(self._on_limit)
+        self.handed_over = False
+
+    @property
+    def under_way(self) -> bool:
+        return self._child is not None
+
+    def start(self, reply: Reply | None) -> None:
+        supervisor = self._supervisor
+        if self.under_way or supervisor.draining or supervisor.reloads.under_way or not supervisor.ready:
+            logs.event(_log, logging.ERROR, "upgrade_refused", reason="something else is under way")
+            if reply is not None:
+                reply.error("busy", "a start, a reload, an upgrade or the end is under way")
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        fd = theirs.fileno()
+        command = [sys.executable, "-m", "tidegate_tools.main", "run", supervisor.path]
+        self._reply = reply
+        self._reason = ""
+        self._child = subprocess.Popen(command, env=os.environ | {ENVIRONMENT: str(fd)}, pass_fds=[fd])
+        theirs.close()
+        self._channel = Channel(ours)
+        self._pidfd = os.pidfd_open(self._child.pid)
+        logs.event(_log, logging.INFO, "upgrading", successor=self._child.pid)
+        supervisor.reactor.add(self._pidfd, EPOLLIN, lambda mask: self._on_child_end())
+        supervisor.reactor.add(ours.fileno(), EPOLLIN, lambda mask: self._on_message())
+        supervisor.reactor.timers.arm(self._timer, time.monotonic_ns() + READY_LIMIT_NS)
+        self._give()
+
+    def _give(self) -> None:
+        supervisor = self._supervisor
+        channel = self._channel
+        assert channel is not None
+        half = supervisor.half
+        manifest, fds = half.export() if half is not None else (None, [])
+        _send_all(channel, {"type": "kernel", "version": __version__, "manifest": manifest}, fds)
+        _send_all(channel, {"type": "memory"}, [supervisor.segment.fd, supervisor.slots_fd])
+        for group in supervisor.groups.groups:
+            message = {
+                "type": "group",
+                "address": str(group.listener.address),
+                "index": group.index,
+                "slots": group.slots,
+                "shared": group.shared,
+            }
+            _send_all(channel, message, [sock.fileno() for sock in group.socks])
+        _send_all(channel, {"type": "end"}, [])
+
+    def _on_message(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            received = channel.receive()
+        except ChannelClosed:
+            self._supervisor.reactor.remove(channel.fileno())
+            return
+        if received is None:
+            return
+        message, _ = received
+        if message.get("type") == "ready":
+            self._hand_over()
+        elif message.get("type") == "failed":
+            self._reason = str(message.get("reason", ""))
+
+    def _hand_over(self) -> None:
+        supervisor, child = self._supervisor, self._child
+        assert child is not None
+        self.handed_over = True
+        supervisor.draining = True
+        supervisor.reactor.timers.cancel(self._timer)
+        logs.event(_log, logging.INFO, "handed_over", successor=child.pid)
+        supervisor.notifier.main_pid(child.pid)
+        limit = supervisor.config.drain_timeout_ns
+        if self._reply is not None:
+            self._reply.ok({"message": f"handed over to process {child.pid}", "pid": child.pid})
+            self._reply = None
+        supervisor.limit_end(limit)
+        supervisor.workers.drain_all(limit, "retire")
+
+    def workers_gone(self) -> None:
+        """The last worker ended: the successor may add our counters to its own."""
+        if self.handed_over and self._channel is not None:
+            self._channel.send({"type": "done"})
+
+    def _on_child_end(self) -> None:
+        supervisor, child = self._supervisor, self._child
+        assert child is not None
+        self._on_message()  # its last words
+        status = child.wait()
+        supervisor.reactor.remove(self._pidfd)
+        os.close(self._pidfd)
+        self._child = None
+        if self._channel is not None:
+            supervisor.reactor.remove(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+        if self.handed_over:
+            return
+        supervisor.reactor.timers.cancel(self._timer)
+        reason = self._reason or f"it ended with status {status}: its log says why"
+        logs.event(_log, logging.ERROR, "upgrade_failed", reason=reason)
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply.error("upgrade_failed", f"the successor did not start, this tidegate serves on: {reason}")
+
+    def _on_limit(self, now: int) -> None:
+        if self._child is not None and not self.handed_over:
+            self._reason = f"it was not ready after {READY_LIMIT_NS // 1_000_000_000} s"
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def abandon(self) -> None:
+        """In a forked worker."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._pidfd >= 0 and self._child is not None:
+            os.close(self._pidfd)
+
+
+class Handover:
+    """The successor's side: everything that came over the pair."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._manifest: dict[str, Any] | None = None
+        self._kernel_fds: list[int] = []
+        self._groups: dict[str, tuple[dict[str, Any], list[socket.socket]]] = {}
+        self._segment: Segment | None = None
+        self.slots_fd = -1
+        self._adopted: KernelHalf | None = None
+
+    @classmethod
+    def from_environment(cls) -> Handover | None:
+        text = os.environ.pop(ENVIRONMENT, "")
+        if not text:
+            return None
+        sock = socket.socket(fileno=int(text))
+        os.set_inheritable(sock.fileno(), False)
+        sock.settimeout(30)
+        handover = cls(Channel(sock))
+        handover._receive(sock)
+        return handover
+
+    def _receive(self, sock: socket.socket) -> None:
+        while True:
+            sock.settimeout(30)
+            try:
+                message, fds = _receive_all(self._channel, sock)
+            except (ChannelClosed, TimeoutError):
+                raise OperatorError(
+                    "the predecessor ended during the hand-over", "start tidegate anew"
+                ) from None
+            match message["type"]:
+                case "kernel":
+                    self._manifest, self._kernel_fds = message["manifest"], fds
+                case "memory":
+                    with contextlib.suppress(SegmentMismatch):  # other metrics: theirs end with them
+                        self._segment = Segment.attach(fds[0], read_only=True)
+                    os.close(fds[0])
+                    self.slots_fd = fds[1]
+                case "group":
+                    socks = [socket.socket(fileno=fd) for fd in fds]
+                    for one in socks:
+                        one.setblocking(False)
+                    self._groups[message["address"]] = (message, socks)
+                case "end":
+                    sock.setblocking(False)
+                    return
+
+    def half(self) -> KernelHalf | None:
+        """The predecessor's kernel half under this version's programs; None where it had none."""
+        if self._manifest is None:
+            return None
+        half = KernelHalf.adopt(self._manifest, self._kernel_fds)
+        try:
+            half.refresh_programs()
+        except OperatorError as error:
+            logs.event(_log, logging.WARNING, "old_programs_serve_on", reason=error.message)
+        self._adopted = half
+        return half
+
+    def adopt_listeners(self, supervisor: Supervisor) -> None:
+        """Take the listeners that are still configured; open those that are new."""
+        new = []
+        for listener in supervisor.config.listeners:
+            given = self._groups.pop(str(listener.address), None)
+            if given is None:
+                new.append(listener)
+                continue
+            message, socks = given
+            supervisor.groups.adopt(
+                supervisor.config, listener, message["index"], socks, message["slots"], message["shared"]
+            )
+        for message, socks in self._groups.values():  # configured no more
+            if supervisor.half is not None:
+                for sock in socks:
+                    supervisor.half.unmark_listener(sock)
+                supervisor.half.unsteer_listener(message["index"])
+            for sock in socks:
+                sock.close()
+        for group in supervisor.groups.open(new, supervisor.config, {}):
+            supervisor.groups.activate(group, supervisor.config)
+        supervisor.predecessor = self._segment
+        supervisor.reactor.add(self._channel.fileno(), EPOLLIN, lambda mask: self._on_done(supervisor))
+
+    def ready(self) -> None:
+        self._channel.send({"type": "ready"})
+
+    def failed(self, reason: str) -> None:
+        self._channel.send({"type": "failed", "reason": reason})
+
+    def abandon(self) -> None:
+        """In a forked worker."""
+        self._channel.close()
+
+    def _on_done(self, supervisor: Supervisor) -> None:
+        """The predecessor's last worker ended, or the predecessor itself: its counters are final."""
+        supervisor.reactor.remove(self._channel.fileno())
+        self._channel.close()
+        if supervisor.predecessor is not None:
+            carry_over(supervisor.segment, supervisor.predecessor.snapshot())
+            supervisor.predecessor.close()
+            supervisor.predecessor = None
+        logs.event(_log, logging.INFO, "predecessor_ended")
+
+
+def _send_all(channel: Channel, message: dict[str, Any], fds: Sequence[int]) -> None:
+    """One message with any number of fds: the rest follows in messages of its own."""
+    parts = [fds[at : at + MAX_FDS] for at in range(0, len(fds), MAX_FDS)] or [[]]
+    sent = channel.send(message | {"parts": len(parts)}, parts[0])
+    for part in parts[1:]:
+        sent = sent and channel.send({"type": "fds"}, part)
+    if not sent:
+        raise OperatorError("the successor does not take what it is given", "see its log")
+
+
+def _receive_all(channel: Channel, sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    received = channel.receive()
+    assert received is not None  # the socket blocks, with a time limit
+    message, fds = received
+    for _ in range(message.get("parts", 1) - 1):
+        more = channel.receive()
+        assert more is not None
+        fds += more[1]
+    return message, fds

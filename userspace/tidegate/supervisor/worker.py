@@ -1,0 +1,408 @@
+"""A worker: one process, one loop. Accepts, relays, beats its heart, helps siblings that cannot."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import setproctitle
+
+from tidegate import logs
+from tidegate.accept.listener import Acceptor, SpareFd
+from tidegate.cluster.backend import BackendState
+from tidegate.cluster.balance import BAD_NEWS, ClusterEvent, ClusterState
+from tidegate.config.model import Config, Listener
+from tidegate.config.resolve import Identity
+from tidegate.kernel.queue_age import Reader
+from tidegate.kernel.records import SlotState
+from tidegate.kernel.slots import Slots
+from tidegate.loop.reactor import EPOLLIN, Reactor
+from tidegate.loop.signals import Signals
+from tidegate.loop.slab import Slab
+from tidegate.loop.timers import Timer
+from tidegate.metrics.names import LISTENER, WORKER, EndReason, Scope
+from tidegate.metrics.segment import RowKey, Segment
+from tidegate.session import zombies
+from tidegate.session.context import BUFFER_SIZE, Context, Session
+from tidegate.session.tcp import TcpSession
+from tidegate.supervisor.backend_mirror import BackendMirror
+from tidegate.supervisor.channel import Channel, ChannelClosed, from_memfd
+from tidegate.supervisor.plan import ListenerGroup, max_connections, session_capacity
+from tidegate.supervisor.process import become, die_with
+
+_ITERATIONS = WORKER.index("loop_iterations_total")
+_BUSY = WORKER.index("loop_busy_ns_total")
+_ZOMBIES = LISTENER.index("zombies_total")
+
+# A queue that stood still for this many looks of an idle worker is one its owner is behind with.
+LOOKS_BEFORE_HELP = 2
+# While draining, see this often whether everything is done.
+DRAIN_TICK_NS = 20_000_000
+
+_log = logging.getLogger("tidegate.worker")
+
+
+@dataclass(slots=True)
+class WorkerSetup:
+    """Everything a worker inherits by fork."""
+
+    index: int
+    config: Config
+    groups: list[ListenerGroup]
+    slots: Slots
+    read_age: Reader
+    channel: Channel
+    segment: Segment
+    nofile: int
+    user: Identity | None
+    supervisor: int  # pid
+    close_inherited: Callable[[], None]
+
+
+class Worker:
+    """Everything that runs in one worker process."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.setup = setup
+        self.config = setup.config
+        self.index = setup.index
+        self.groups = list(setup.groups)
+        self.reactor = Reactor()
+        self.slab: Slab[Session] = Slab(session_capacity(setup.nofile))
+        self.clusters: dict[str, ClusterState] = {}
+        self.acceptors: dict[int, Acceptor] = {}  # by the group's index
+        self.draining = False
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._view = memoryview(self._buffer)
+        self._spare = SpareFd()
+        self._slots = setup.slots
+        self._row = self._words(Scope.WORKER)
+        self._last_beat_ns = 0
+        self._in_charge = True  # of its slots: not after a hand-over
+        self._standing: dict[int, tuple[int, int]] = {}  # foreign slot -> (taken at the last look, looks)
+        self._leaving: list[Acceptor] = []  # of listeners that a reload removed
+        self._new_socks: dict[int, list[socket.socket]] = {}  # received, not yet in force
+        self._mirror = BackendMirror(setup.segment, setup.index)
+        self._beat_timer = Timer(self._on_beat)
+        self._zombie_timer = Timer(self._on_zombies)
+        self._drain_timer = Timer(self._on_drain_tick)
+        self._drain_until_ns = 0
+        self._settings(self.config)
+        for cluster in self.config.clusters:
+            self.clusters[cluster.name] = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
+        limits = self._limits()
+        for group in self.groups:
+            self._add_acceptor(group, limits[group.name])
+        self.reactor.each_batch = self._each_batch
+        self.reactor.on_failure = self._on_callback_failure
+
+    # set-up
+
+    def _settings(self, config: Config) -> None:
+        self.config = config
+        self._beat_every_ns = config.hang_after_ns // 4
+
+    def _words(self, scope: Scope, *labels: str) -> memoryview:
+        """Our metric words; the supervisor allocated them before it told us of what they count."""
+        row = self.setup.segment.find(RowKey(scope, self.index, labels))
+        assert row is not None
+        return row.words
+
+    def _limits(self) -> dict[str, int]:
+        return max_connections([group.listener for group in self.groups], self.setup.nofile)
+
+    @property
+    def own_slots(self) -> list[int]:
+        return [group.slots[self.index] for group in self.groups] if self._in_charge else []
+
+    def _add_acceptor(self, group: ListenerGroup, limit: int) -> Acceptor:
+        slot = group.slots[self.index]
+        slots = self._slots
+        ctx = Context(
+            reactor=self.reactor,
+            slab=self.slab,
+            buffer=self._buffer,
+            view=self._view,
+            listener=group.listener,
+            cluster=self.clusters[group.listener.cluster],
+            words=self._words(Scope.LISTENER, group.name),
+            on_end=lambda session, reason: None,
+        )
+        acceptor = Acceptor(
+            ctx,
+            group.sock(self.index),
+            self.setup.read_age,
+            TcpSession,
+            limit,
+            self._spare,
+            lambda active: slots.set_active(slot, active),
+            shared=group.shared,
+        )
+        ctx.on_end = acceptor.session_ended
+        slots.set_active(slot, 0)
+        slots.set_capacity(slot, limit)
+        self.acceptors[group.index] = acceptor
+        return acceptor
+
+    def _cluster_event(self, name: str) -> Callable[[ClusterEvent, BackendState | None], None]:
+        limited = logs.RateLimited(logging.getLogger("tidegate.cluster"), per_second=1)
+
+        def tell(event: ClusterEvent, backend: BackendState | None) -> None:
+            limited.event(
+                logging.WARNING if event in BAD_NEWS else logging.INFO,
+                event.value,
+                cluster=name,
+                backend=backend.name if backend else None,
+                worker=self.index,
+            )
+
+        return tell
+
+    # life
+
+    def run(self) -> None:
+        reactor, setup = self.reactor, self.setup
+        reactor.add(setup.channel.fileno(), EPOLLIN, self._on_channel)
+        signals = Signals(
+            reactor,
+            {signal.SIGTERM: lambda: self.drain(self.config.drain_timeout_ns), signal.SIGUSR1: self._reopen},
+        )
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # a terminal sends them to the group; they are the supervisor's
+        now = time.monotonic_ns()
+        self._beat(now)
+        for slot in self.own_slots:
+            self._slots.set_state(slot, SlotState.ACTIVE)
+        reactor.timers.arm(self._beat_timer, now + self._beat_every_ns)
+        reactor.timers.arm(self._zombie_timer, now + self.config.zombie_interval_ns)
+        for acceptor in self.acceptors.values():
+            acceptor.start()
+        setup.channel.send({"type": "ready"})
+        gc.collect()
+        gc.freeze()
+        reactor.run()
+        signals.close()
+        for slot in self.own_slots:
+            self._slots.set_active(slot, 0)
+        reactor.close()
+
+    def _reopen(self) -> None:
+        """SIGUSR1: log files are opened again; nothing of ours writes files yet."""
+
+    def _on_channel(self, mask: int) -> None:
+        while True:
+            try:
+                received = self.setup.channel.receive()
+            except ChannelClosed:
+                os._exit(0)  # the supervisor is dead: nobody is left to report to, nobody restarts us
+            if received is None:
+                return
+            self._on_message(*received)
+
+    def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
+        match message.get("type"):
+            case "sockets":
+                socks = self._new_socks.setdefault(int(message["index"]), [])
+                socks += [socket.socket(fileno=fd) for fd in fds]
+            case "reload":
+                self._reload(*from_memfd(fds[0]))
+                self.setup.channel.send({"type": "reloaded", "generation": message["generation"]})
+            case "drain":
+                self.drain(int(message["timeout_ns"]))
+            case "retire":
+                self._retire(int(message["timeout_ns"]))
+            case "reopen":
+                self._reopen()
+            case "stop":
+                self._finish(EndReason.SHUTDOWN)
+            case "look":
+                self._watch_siblings()
+
+    # reload and hand-over
+
+    def _reload(self, config: Config, plan: list[tuple[Listener, int, list[int], bool]]) -> None:
+        """The supervisor has checked it: nothing in here may fail for a reason of the operator's."""
+        self._settings(config)
+        self._mirror.forget_rows()
+        for cluster in config.clusters:
+            state = self.clusters.get(cluster.name)
+            if state is None:
+                state = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
+                self.clusters[cluster.name] = state
+            elif state.config != cluster:
+                state.reconfigure(cluster)
+        known = {group.index: group for group in self.groups}
+        groups: list[ListenerGroup] = []
+        for listener, index, slots, shared in plan:
+            group = known.pop(index, None)
+            if group is None:
+                socks = self._new_socks.pop(index)
+                for sock in socks:
+                    sock.setblocking(False)
+                group = ListenerGroup(listener, index, socks, slots, shared)
+            group.listener = listener
+            groups.append(group)
+        self.groups = groups
+        limits = self._limits()
+        for group in groups:
+            acceptor = self.acceptors.get(group.index)
+            if acceptor is None:
+                acceptor = self._add_acceptor(group, limits[group.name])
+                self._slots.heartbeat(group.slots[self.index], time.monotonic_ns())
+                self._slots.set_state(group.slots[self.index], SlotState.ACTIVE)
+                acceptor.start()
+                continue
+            words = self._words(Scope.LISTENER, group.name)
+            acceptor.apply(group.listener, self.clusters[group.listener.cluster], words, limits[group.name])
+            self._slots.set_capacity(group.slots[self.index], limits[group.name])
+        for group in known.values():
+            self._remove(group)
+        names = {cluster.name for cluster in config.clusters}
+        self.clusters = {name: state for name, state in self.clusters.items() if name in names}
+
+    def _remove(self, group: ListenerGroup) -> None:
+        """Take what waits, whoever's queue it is in, then close our copies; its sessions go on."""
+        acceptor = self.acceptors.pop(group.index)
+        for sock in group.socks:
+            acceptor.accept_waiting(sock)
+        acceptor.stop_accepting()
+        self._leaving.append(acceptor)
+        for sock in group.socks:
+            self.reactor.close_after_batch(sock)
+
+    def _retire(self, timeout_ns: int) -> None:
+        """A successor has the listeners and the slots from now on: finish what is here, touch neither."""
+        for acceptor in self.acceptors.values():
+            acceptor.disown()
+        self._in_charge = False
+        self.drain(timeout_ns)
+
+    # heartbeat and siblings
+
+    def _each_batch(self, now: int) -> None:
+        if now - self._last_beat_ns >= self._beat_every_ns:
+            self._beat(now)
+
+    def _beat(self, now: int) -> None:
+        self._last_beat_ns = now
+        for slot in self.own_slots:
+            self._slots.heartbeat(slot, now)
+
+    def _on_beat(self, now: int) -> None:
+        now = time.monotonic_ns()
+        self._beat(now)
+        row, reactor = self._row, self.reactor
+        row[_ITERATIONS] += reactor.iterations
+        row[_BUSY] += reactor.busy_ns
+        reactor.iterations = reactor.busy_ns = 0
+        self._mirror.update(self.clusters.values())
+        self._watch_siblings()
+        reactor.timers.arm(self._beat_timer, now + self._beat_every_ns)
+
+    def _watch_siblings(self) -> None:
+        """Accept from the listeners of siblings that hang, died, leave or stand still while we are idle."""
+        if self.draining:
+            return
+        now = time.monotonic_ns()
+        for group in self.groups:
+            if group.shared:
+                continue
+            acceptor = self.acceptors[group.index]
+            for index, slot in enumerate(group.slots):
+                if index == self.index:
+                    continue
+                sock = group.socks[index]
+                if self._needs_help(slot, now, acceptor):
+                    if not acceptor.taking_over(sock):
+                        acceptor.take_over(sock)
+                        acceptor.accept_waiting(sock)
+                elif acceptor.taking_over(sock):
+                    acceptor.give_back(sock)
+
+    def _needs_help(self, slot: int, now: int, acceptor: Acceptor) -> bool:
+        slots = self._slots
+        state = slots.state(slot)
+        if state in (SlotState.DEAD, SlotState.DRAINING):
+            return True
+        if state is SlotState.FREE:
+            return False
+        if now - slots.heartbeat_ns(slot) > self.config.hang_after_ns:
+            return True
+        waiting, taken = slots.waiting(slot), slots.taken(slot)
+        before, looks = self._standing.get(slot, (-1, 0))
+        looks = looks + 1 if waiting and taken == before else 0
+        self._standing[slot] = (taken, looks)
+        return looks >= LOOKS_BEFORE_HELP and acceptor.idle
+
+    # zombies, faults
+
+    def _on_zombies(self, now: int) -> None:
+        zombies.check(self.slab, now, self.config.max_session_age_ns, self._count_zombie)
+        self.reactor.timers.arm(self._zombie_timer, now + self.config.zombie_interval_ns)
+
+    def _count_zombie(self, session: Session, reason: EndReason) -> None:
+        session.ctx.words[_ZOMBIES] += 1
+
+    def _on_callback_failure(self, callback: Callable[[int], None]) -> None:
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, TcpSession):
+            owner.end(EndReason.INTERNAL_ERROR)
+
+    # leaving
+
+    def drain(self, timeout_ns: int) -> None:
+        """Serve what waits, let sessions finish, then end; at the limit cut the rest and count it."""
+        if self.draining:
+            self._finish(EndReason.SHUTDOWN)  # asked a second time: now
+            return
+        self.draining = True
+        now = time.monotonic_ns()
+        self._drain_until_ns = now + timeout_ns
+        for slot in self.own_slots:
+            self._slots.set_state(slot, SlotState.DRAINING)
+        for acceptor in self.acceptors.values():
+            acceptor.accept_waiting()
+            acceptor.stop_accepting()
+        for _token, session in self.slab:
+            session.drain()
+        self._on_drain_tick(now)
+
+    def _on_drain_tick(self, now: int) -> None:
+        waiting = any(acceptor.queue for acceptor in self._all_acceptors())
+        if now >= self._drain_until_ns or (len(self.slab) == 0 and not waiting):
+            self._finish(EndReason.SHUTDOWN)
+        else:
+            self.reactor.timers.arm(self._drain_timer, now + DRAIN_TICK_NS)
+
+    def _all_acceptors(self) -> list[Acceptor]:
+        return [*self.acceptors.values(), *self._leaving]
+
+    def _finish(self, reason: EndReason) -> None:
+        dropped = sum(acceptor.drop_queue() for acceptor in self._all_acceptors())
+        cut = 0
+        for _token, session in list(self.slab):
+            session.end(reason)
+            cut += 1
+        if cut or dropped:
+            logs.event(_log, logging.WARNING, "cut", worker=self.index, sessions=cut, queued=dropped)
+        self._mirror.update(self.clusters.values())
+        self.setup.channel.send({"type": "finished", "cut": cut, "dropped": dropped})
+        self.reactor.stop()
+
+
+def main(setup: WorkerSetup) -> None:
+    """The body of a worker process, from fork to exit."""
+    setproctitle.setproctitle(f"tidegate: worker {setup.index}")
+    setup.close_inherited()
+    become(setup.user)
+    die_with(setup.supervisor)
+    Worker(setup).run()
