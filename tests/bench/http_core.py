@@ -13,15 +13,19 @@ import cProfile
 import pstats
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import httptools
 
+from tidegate.config.loader import parse
+from tidegate.config.model import Listener, PathRule, Route
 from tidegate.http.answering import ResponseForm, must_close
 from tidegate.http.forwarded import Peer
 from tidegate.http.headers import RequestForm
 from tidegate.http.reader import BODY
 from tidegate.http.request import RequestParser, RequestRules
 from tidegate.http.response import ResponseMemo, ResponseParser
+from tidegate.http.routes import Routes
 from tidegate.http.stamps import DateField, RequestIds
 
 REQUEST = (
@@ -59,6 +63,7 @@ class Bench:
         self.answers = ResponseForm(DateField(time.time))
         self.parser = RequestParser(self.rules)
         self.backend = ResponseParser(ResponseMemo())
+        self.routes = Routes(many_routes())
         self.same = [REQUEST % (1, 1)] * count
         self.targets = [REQUEST % (at, 1) for at in range(count)]
         # Fields that differ from the one before, and of which the worker has seen each.
@@ -79,6 +84,13 @@ class Bench:
             form.head(request, peer, None, NOW_US)
             parser.next()
 
+    def routing(self, paths: list[bytes]) -> None:
+        find, request = self.routes.find, self.parser.request
+        request.host, request.method = b"www.h500.example.org", b"GET"
+        for path in paths:
+            request.path = path
+            find(request)
+
     def responses(self, received: list[bytes]) -> None:
         backend, form, request = self.backend, self.answers, self.parser.request
         for data in received:
@@ -88,6 +100,21 @@ class Bench:
             out = form.head(response, backend, request, must_close(request, backend))
             if backend.state == BODY:
                 out += backend.receive_body(b"")
+
+
+def many_routes() -> Listener:
+    """A listener of 1,000 hosts with ten prefixes each."""
+    config = parse(
+        '[[listener]]\naddress = "127.0.0.1:8080"\nprotocol = "http"\ncluster = "app"\n'
+        '[cluster.app]\nbackends = ["127.0.0.1:9000"]\n',
+        allow_pending=True,
+    )
+    routes = tuple(
+        Route(host=f"*.h{host}.example.org", path=PathRule("prefix", f"/api/v{at}"), cluster="app")
+        for host in range(1000)
+        for at in range(10)
+    )
+    return replace(config.listeners[0], routes=routes)
 
 
 class Collector:
@@ -150,6 +177,8 @@ def main() -> None:
         ("request: same fields, other target", lambda: bench.requests(bench.targets)),
         ("request: fields known to the worker", lambda: bench.requests(bench.known)),
         ("request: fields never seen", lambda: bench.requests(bench.fresh)),
+        ("route: 10,000 rules, plain path", lambda: bench.routing([b"/api/v7/items/42"] * count)),
+        ("route: 10,000 rules, escaped path", lambda: bench.routing([b"/api/v7/caf%C3%A9"] * count)),
         ("response: bare httptools", lambda: bare_responses(bench.response_fresh)),
         ("response: same head again", lambda: bench.responses(bench.response_same)),
         ("response: head known to the worker", lambda: bench.responses(bench.response_known)),
