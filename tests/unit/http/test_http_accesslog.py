@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.http.accesslog import Record, formatter, json_line, text_line, timestamp
@@ -69,6 +69,7 @@ def test_an_empty_record() -> None:
 
 
 @given(st.binary(max_size=30), st.text(max_size=20), st.sampled_from(["text", "json"]))
+@settings(deadline=None)
 def test_whatever_was_sent_it_is_one_line_of_printable_ascii(raw: bytes, name: str, form: str) -> None:
     line = formatter(form)(
         record(path=raw, method=raw, host=raw, request_id=raw, listener=name, backend=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.http import limits
@@ -34,6 +34,7 @@ extensions = st.sampled_from([b"", b";a", b';a="\\";b"', b" ; a = b", b";a;b;c=d
 
 
 @given(chunks, extensions, st.lists(st.integers(0, 1000), max_size=12), st.binary(max_size=10))
+@settings(deadline=None)
 def test_any_cut_gives_the_same(
     parts: list[bytes], extension: bytes, places: list[int], behind: bytes
 ) -> None:
@@ -46,6 +47,7 @@ def test_any_cut_gives_the_same(
 
 
 @given(chunks, st.lists(st.integers(0, 1000), max_size=12))
+@settings(deadline=None)
 def test_what_is_encoded_is_decoded(parts: list[bytes], places: list[int]) -> None:
     body = b"".join(map(encode_chunk, parts)) + encode_end(b"X-A: 1\r\n")
     payload, decoder = decode(cut(body, places))
@@ -53,6 +55,7 @@ def test_what_is_encoded_is_decoded(parts: list[bytes], places: list[int]) -> No
 
 
 @given(chunks, st.data())
+@settings(deadline=None)
 def test_a_changed_byte_of_framing_never_passes_unseen(parts: list[bytes], data: st.DataObject) -> None:
     """Changed framing is refused, waits for more, or says plainly something else of the same length."""
     body = b"".join(map(encode_chunk, parts)) + encode_end()

@@ -6,7 +6,7 @@ import ipaddress
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.config.model import ProxyProtocol
@@ -146,6 +146,7 @@ ends = st.one_of(
 
 
 @given(ends, st.booleans())
+@settings(deadline=None)
 def test_what_is_written_is_read(pair: tuple[tuple[str, int], tuple[str, int]], checksum: bool) -> None:
     assert read(encode_v1(*pair)) == (ProxyHeader(1, False, *pair), b"")
     assert read(encode_v2(*pair, checksum=checksum), step=1) == (ProxyHeader(2, False, *pair), b"")
@@ -162,6 +163,7 @@ def test_what_is_not_known_and_what_is_mixed() -> None:
 
 
 @given(ends, st.data())
+@settings(deadline=None)
 def test_one_byte_changed_under_a_checksum_is_seen(
     pair: tuple[tuple[str, int], tuple[str, int]], data: st.DataObject
 ) -> None:
@@ -172,12 +174,15 @@ def test_one_byte_changed_under_a_checksum_is_seen(
         header, _ = read(bytes(whole))
     except ProxyError:
         return
-    # Only what says less may pass: more bytes wanted, or a checksum that is a checksum no more.
+    # Only what says less may pass: more bytes wanted, a header that ends before its checksum, or one whose
+    # checksum is a checksum no more.
+    length = (14, 15)
     kind_or_length_of_tlv = range(len(whole) - 7, len(whole) - 4)
-    assert header is None or at in kind_or_length_of_tlv or header.source is None
+    assert header is None or at in length or at in kind_or_length_of_tlv or header.source is None
 
 
 @given(st.binary(max_size=300), st.sampled_from([ProxyProtocol.V1, ProxyProtocol.V2, ProxyProtocol.ANY]))
+@settings(deadline=None)
 def test_any_bytes_end_in_a_header_an_error_or_a_wait(data: bytes, expect: ProxyProtocol) -> None:
     results = []
     for step in (0, 1):

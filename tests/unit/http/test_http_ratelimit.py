@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.http.ratelimit import ConnectionCount, RequestRate, retry_after_s
@@ -34,6 +34,7 @@ def test_no_burst_given_is_one_second_s_worth() -> None:
     st.integers(1, 20),
     st.lists(st.integers(0, S // 4), min_size=1, max_size=200),
 )
+@settings(deadline=None)
 def test_never_more_than_burst_and_rate_allow(rate: int, burst: int, steps: list[int]) -> None:
     limiter = RequestRate(rate, burst)
     now, allowed = S, []

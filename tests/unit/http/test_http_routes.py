@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.config.loader import parse
@@ -216,6 +216,7 @@ def test_without_path_rules_any_path_goes_through() -> None:
 
 
 @given(st.text(alphabet="/.a%2eEfF5cC;\\", max_size=40))
+@settings(deadline=None)
 def test_readings_are_few_and_settled(text: str) -> None:
     path = b"/" + text.encode()
     forms = readings(path)
