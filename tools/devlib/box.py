@@ -11,7 +11,7 @@ from pathlib import Path
 
 from devlib import base, trees
 from devlib.base import KERNELS, chroot
-from devlib.common import ROOT, BuildError, cache_folder, digest, replace, run, say, scratch
+from devlib.common import BuildError, cache_folder, digest, installation, replace, run, say, scratch
 
 CHECKOUT = "tidegate"
 """Where the Vagrantfile's synced folder puts the checkout, without the slash."""
@@ -97,8 +97,8 @@ def ensure() -> Box:
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         base_key, tree = base.ensure()
-        sources = (Path(__file__), Path(trees.__file__), ROOT / "pyproject.toml")
-        final = cache / f"box-{digest(base_key, *(source.read_text() for source in sources))}"
+        sources = (Path(__file__).read_text(), Path(trees.__file__).read_text(), installation())
+        final = cache / f"box-{digest(base_key, *sources)}"
         if not final.exists():
             with scratch(cache, "building") as folder:
                 made = folder / "box"

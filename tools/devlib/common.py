@@ -26,6 +26,11 @@ class BuildError(Exception):
     """The build cannot go on; the message says why and what mends it."""
 
 
+def installation() -> str:
+    """The part of pyproject.toml that an installation depends on, as tools/dev has it in its stamp."""
+    return (ROOT / "pyproject.toml").read_text().partition("\n[tool.ruff]\n")[0]
+
+
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/tidegate or ~/.cache/tidegate, made if need be."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

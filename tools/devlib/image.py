@@ -9,7 +9,7 @@ from pathlib import Path
 
 from devlib import base, trees
 from devlib.base import GUEST_CHECKOUT, KERNELS, Kernel, chroot
-from devlib.common import ROOT, cache_folder, digest, replace, say, scratch
+from devlib.common import cache_folder, digest, installation, replace, say, scratch
 
 _MASKED = (
     # they take the console
@@ -105,7 +105,7 @@ def ensure(*, rebuild: bool = False) -> Image:
         sources = (
             Path(__file__).read_text(),
             Path(trees.__file__).read_text(),
-            (ROOT / "pyproject.toml").read_text(),
+            installation(),
         )
         final = cache / f"image-{digest(base_key, *sources)}"
         if rebuild or not final.exists():
