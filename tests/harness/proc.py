@@ -112,6 +112,7 @@ class Tidegate:
         except BaseException as error:
             error.add_note(f"--- log of tidegate\n{self.log()}")
             self._child.kill()
+            self._temporary.cleanup()
             raise
         return self
 
