@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate_tools.histogram import bars, bucket_percentile, percentile
@@ -21,6 +21,7 @@ def log2_buckets(values: list[int]) -> list[int]:
     return buckets
 
 
+@settings(deadline=None)
 @given(AGES, SHARES)
 def test_percentile_is_the_nearest_rank(values: list[int], share: float) -> None:
     values.sort()
@@ -30,6 +31,7 @@ def test_percentile_is_the_nearest_rank(values: list[int], share: float) -> None
     assert got == values[0] or sum(value < got for value in values) < share * len(values)
 
 
+@settings(deadline=None)
 @given(AGES, SHARES)
 def test_bucket_percentile_is_in_the_right_bucket(values: list[int], share: float) -> None:
     values.sort()

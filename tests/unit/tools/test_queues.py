@@ -6,7 +6,7 @@ import ctypes
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.kernel.records import Stamp, StampFlag
@@ -96,6 +96,7 @@ def test_gone_are_the_reset_and_those_that_left_without_a_byte() -> None:
     assert [one.state for one in queue.waiters] == ["open", "left", "half-closed"]
 
 
+@settings(deadline=None)
 @given(before=st.integers(0, 20), after=st.integers(0, 20), listed=st.integers(0, 20))
 def test_churn_makes_no_dead(before: int, after: int, listed: int) -> None:
     table = QueueTable([listener(waiting=before)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate_tools import heatmap
@@ -36,6 +36,7 @@ FRAME = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(FRAME)
 def test_a_frame_survives_the_file(frame: Frame) -> None:
     line = encode(frame)
@@ -48,6 +49,7 @@ def test_an_idle_listener_takes_no_room() -> None:
     assert set(decode(encode(frame)).listeners) == {"busy"}
 
 
+@settings(deadline=None)
 @given(st.lists(FRAME, min_size=1, max_size=9))
 def test_halving_keeps_sums_and_the_worst(frames: list[Frame]) -> None:
     halved = halve(frames)
@@ -141,6 +143,7 @@ def test_the_page_shows_every_cell(tmp_path: Path) -> None:
     assert "a &lt; b" in page
 
 
+@settings(deadline=None)
 @given(st.lists(FRAME, min_size=1, max_size=12))
 def test_any_recording_makes_a_well_formed_page(frames: list[Frame]) -> None:
     try:

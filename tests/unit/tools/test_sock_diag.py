@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.kernel import sock_diag
@@ -137,6 +137,7 @@ def test_refused_dump_raises_its_errno() -> None:
     assert is_last(memoryview(struct.pack("=IHHIIi", 20, 3, 2, 1, 0, 0)))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_garbage_is_survived(data: bytes) -> None:
     found = Queues()
@@ -144,6 +145,7 @@ def test_garbage_is_survived(data: bytes) -> None:
     list(parse_listeners(memoryview(data)))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_torn_and_bent_answers_are_survived(data: st.DataObject) -> None:
     whole = bytearray(recorded(data.draw(st.sampled_from([V4_LISTENER, V4_WAITING, V6_WAITING]))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate_tools.table import Column, clean, count, cut, duration, reasons, size, table
@@ -35,17 +35,20 @@ def test_duration(ns: int | None, text: str) -> None:
     assert duration(ns) == text
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99 * 365 * 86400 * 10**9))
 def test_duration_takes_five_characters(ns: int) -> None:
     assert 1 <= len(duration(ns)) <= 6 - (ns < 9999 * 86400 * 10**9)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**15))
 def test_count_and_size_take_five_characters(number: int) -> None:
     assert len(count(number)) <= 5
     assert len(size(number)) <= 5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=120), st.integers(0, 10**9), st.text(max_size=120)), max_size=5))
 def test_table_never_passes_its_limit(rows: list[tuple[str, int, str]]) -> None:
     text = table(COLUMNS, rows, limit=50)
