@@ -227,7 +227,10 @@ def _listener(history: History, controls: Controls, width: int, room: int) -> li
         lines.append(Line(f"ended    {table.reasons(row.served['ended'], width - 9)}"))
     spark = history.sparkline(row.key, min(width - 5, 60), ascii_only=controls.ascii_only).strip()
     lines += [Line(f"AGE  {spark}"), Line("")]
-    histogram = _histogram(row.buckets, width, max(4, (room - len(lines)) // 2))
+    left = room - len(lines)
+    waiting = len(row.queue.waiters) if row.queue else 0
+    # what the waiting do not need is the histogram's, and half of it in any case
+    histogram = _histogram(row.buckets, width, max(4, left - 3 - min(waiting + 1, left // 2)))
     if histogram:
         lines += [Line("AGES AT ACCEPT", Style.HEAD), *histogram, Line("")]
     waiters = sorted(row.queue.waiters, key=lambda one: -one.age_ns) if row.queue else []
