@@ -95,11 +95,10 @@ def test_stale_ones_are_refused_and_fresh_ones_served() -> None:
 
 @pytest.mark.bpf
 def test_the_same_test_fails_with_the_clock_moved_to_accept() -> None:
-    """The override makes the worker read every age as of its own accept(), as other proxies do."""
-    environment = {"TIDEGATE_TEST_AGE_AT_ACCEPT": "1"}
+    """`queue_age = "accept"` reads every age as of the worker's own accept(), as other proxies do."""
     with (
         Backend("counting") as backend,
-        Tidegate(config_for(backend), env=environment) as gate,
+        Tidegate(config_for(backend) | {"queue_age": "accept"}) as gate,
         pytest.raises(AssertionError, match="stale connections were served"),
     ):
         run_stall(gate, backend)

@@ -22,6 +22,7 @@ class QueueAgeSource(StrEnum):
     AUTO = "auto"
     BPF = "bpf"
     TCP_INFO = "tcp_info"
+    ACCEPT = "accept"
 
 
 class Steer(StrEnum):

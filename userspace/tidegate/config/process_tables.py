@@ -78,7 +78,8 @@ PROCESS: Final = Table(
             Choice.of(QueueAgeSource),
             defaults.QUEUE_AGE,
             "Where ages come from: `bpf` is exact and does not start without BPF, `tcp_info` is a lower "
-            "bound, `auto` takes the best there is.",
+            "bound, `auto` takes the best there is. `accept` starts the clock at accept(), as other proxies "
+            "do: it shows what they cannot see, and serves for comparison only.",
             reload=Reload.RESTART,
         ),
         Key(

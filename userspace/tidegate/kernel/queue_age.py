@@ -22,6 +22,7 @@ from tidegate.kernel.records import NO_SLOT, QUEUE_AGE, QUEUE_AGE_SIZE, SOL_TIDE
 
 BPF = "bpf"
 TCP_INFO = "tcp_info"
+ACCEPT = "accept"
 
 TAKEN = int(StampFlag.TAKEN)
 HALF_CLOSED = int(StampFlag.HALF_CLOSED)
@@ -90,6 +91,16 @@ def read_tcp_info(sock: socket.socket) -> QueueAge:
     return QueueAge(now - age, 0, age, flags, NO_SLOT)
 
 
+def _from_accept(read: Reader) -> Reader:
+    """The age as a proxy sees it that starts its clock at accept(); all else as `read` tells it."""
+
+    def read_at_accept(sock: socket.socket) -> QueueAge:
+        age = read(sock)
+        return age._replace(established_ns=age.established_ns + age.age_ns, age_ns=0, source=ACCEPT)
+
+    return read_at_accept
+
+
 def client_left(sock: socket.socket, age: QueueAge) -> bool:
     """Whether nobody is there to answer: reset, or FIN with not a byte sent before it.
 
@@ -122,6 +133,9 @@ def choose(setting: QueueAgeSource, failure: OperatorError | None) -> AgeSource:
     """
     if setting is QueueAgeSource.TCP_INFO:
         return AgeSource(read_tcp_info, TCP_INFO, 'queue_age = "tcp_info" is configured')
+    if setting is QueueAgeSource.ACCEPT:
+        reader = read_bpf if failure is None else read_tcp_info
+        return AgeSource(_from_accept(reader), ACCEPT, 'queue_age = "accept" is configured: for comparison only')
     if failure is None:
         return AgeSource(read_bpf, BPF, "")
     if setting is QueueAgeSource.BPF:

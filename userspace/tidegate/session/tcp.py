@@ -42,6 +42,8 @@ _FAILURES = LISTENER.index("connect_failures_total")
 _RETRIES = LISTENER.index("connect_retries_total")
 _CONNECT_TIME = LISTENER.index("connect_duration_ns")
 
+_CLIENTS_CHOICE = frozenset({EndReason.CLIENT_GONE, EndReason.CLIENT_RESET, EndReason.FRONT_TIMEOUT})
+
 _log = logging.getLogger("tidegate.session")
 _abnormal = logs.RateLimited(_log, per_second=10)
 
@@ -485,8 +487,10 @@ class TcpSession:
                 self._cluster.connect_ended(self._backend, established=False)
             self._cluster.released(self._backend)
         ctx.slab.remove(self.token)
-        if reason is not EndReason.DONE and _log.isEnabledFor(logging.INFO):
-            _abnormal.event(logging.INFO, "session_ended", reason=reason.value, **self.describe())
+        if reason is not EndReason.DONE:
+            # what clients do of their own accord is no news to the operator
+            level = logging.DEBUG if reason in _CLIENTS_CHOICE else logging.INFO
+            _abnormal.event(level, "session_ended", reason=reason.value, **self.describe())
         ctx.on_end(self, reason)
 
     def _drop_back(self) -> None:
