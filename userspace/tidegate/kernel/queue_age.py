@@ -96,7 +96,7 @@ def _from_accept(read: Reader) -> Reader:
 
     def read_at_accept(sock: socket.socket) -> QueueAge:
         age = read(sock)
-        return age._replace(established_ns=age.established_ns + age.age_ns, age_ns=0, source=ACCEPT)
+        return age._replace(established_ns=age.established_ns + age.age_ns, age_ns=0)
 
     return read_at_accept
 
