@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import tempfile
 from pathlib import Path
@@ -46,8 +47,15 @@ class Client:
         self._say("go")
         return self
 
-    def result(self) -> Result:
-        """Waits for the end of the plan."""
+    def result(self, timeout_s: float = 60.0) -> Result:
+        """Waits for the end of the plan.
+
+        Raises:
+            AssertionError: it did not come in time; clients without patience wait for ever.
+        """
+        assert self._child is not None and self._child.process.stdout is not None
+        ready, _, _ = select.select([self._child.process.stdout], [], [], timeout_s)
+        assert ready, f"the clients were still waiting after {timeout_s:g} s"
         return Result.from_json(json.loads(self._read()))
 
     def _say(self, line: str) -> None:
