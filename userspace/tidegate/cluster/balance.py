@@ -258,6 +258,8 @@ class ClusterState:
 
     def _wanted(self) -> Iterable[tuple[MemberKey, int, int]]:
         for index, backend in enumerate(self.config.backends):
+            if backend.mode is not model.BackendMode.READY:
+                continue
             origin = backend.address
             found = self._resolved.get(origin, ()) if is_name(origin) else (origin,)
             for address in found:

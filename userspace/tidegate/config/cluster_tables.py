@@ -22,6 +22,7 @@ from tidegate.config.kinds import (
 )
 from tidegate.config.model import (
     Backend,
+    BackendMode,
     BackendTls,
     Balance,
     Cluster,
@@ -43,6 +44,13 @@ BACKEND: Final = Table(
             Number(1, defaults.MAX_WEIGHT),
             defaults.WEIGHT,
             "Its share of the traffic relative to the other backends' weights.",
+        ),
+        Key(
+            "mode",
+            Choice.of(BackendMode),
+            defaults.BACKEND_MODE,
+            "`drain`: nothing new goes there, and what is under way finishes; `maintenance`: what is under way "
+            "is ended too when the control socket sets it.",
         ),
     ),
 )

@@ -6,6 +6,7 @@ from typing import Final
 
 from tidegate.config.model import (
     BackendTls,
+    BackendMode,
     Balance,
     Eject,
     Limits,
@@ -56,6 +57,7 @@ WORKERS: Final[int | None] = None
 """auto: as many as the CPUs that the process may use."""
 PIN_WORKERS: Final = False
 CONTROL: Final = "/run/tidegate/control.sock"
+CONTROL_USERS: Final[tuple[int, ...]] = ()
 QUEUE_AGE: Final = QueueAgeSource.AUTO
 STEER: Final = Steer.P2C
 HANG_AFTER_NS: Final = 200 * MS
@@ -114,6 +116,7 @@ ANSWER_CONTENT_TYPE: Final = "text/plain; charset=utf-8"
 
 # --- clusters
 
+BACKEND_MODE: Final = BackendMode.READY
 WEIGHT: Final = 1
 BALANCE: Final = Balance.LEAST_CONNECTIONS
 """Becomes p2c (power of two choices) when that is built; until then it would be refused."""

@@ -73,6 +73,14 @@ class Balance(StrEnum):
     HASH = "hash"
 
 
+class BackendMode(StrEnum):
+    """What the operator wants of a backend; how it fares is another matter."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    MAINTENANCE = "maintenance"
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a socket binds or connects.
@@ -212,6 +220,7 @@ class Listener:
 class Backend:
     address: Address
     weight: int = 1
+    mode: BackendMode = BackendMode.READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +285,7 @@ class Config:
     workers: int | None  # None: "auto"
     pin_workers: bool
     control: str  # path of the control socket
+    control_users: tuple[int, ...]  # uids that may use it, besides root and tidegate's own
     queue_age: QueueAgeSource
     steer: Steer
     hang_after_ns: int

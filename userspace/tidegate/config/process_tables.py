@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import pwd
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tidegate import logs
 from tidegate.config import cluster_tables, defaults, listener_tables
 from tidegate.config.composite import Sub
+from tidegate.config.errors import BadValueError, show_value
 from tidegate.config.kinds import (
     Choice,
     Duration,
     Flag,
     Number,
+    Several,
     Size,
     SocketAddress,
     SocketPath,
     Text,
     name_error,
+    text_of,
 )
 from tidegate.config.model import Config, Log, QueueAgeSource, Steer
-from tidegate.config.schema import Key, Reload, Section, Table
+from tidegate.config.schema import Key, Kind, Reload, Section, Spot, Table
 
 LOG: Final = Table(
     "log",
@@ -46,6 +50,24 @@ def _user_error(name: str) -> str:
     except (KeyError, ValueError):
         return "there is no such user"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserName(Kind):
+    """The name of a user; its uid."""
+
+    @property
+    def label(self) -> str:
+        return "name of a user"
+
+    def read(self, value: object, spot: Spot) -> Any:
+        try:
+            return pwd.getpwnam(text_of(value, "the name of a user", '"deploy"')).pw_uid
+        except KeyError:
+            raise BadValueError("there is no such user", fix="see getent passwd") from None
+
+    def show(self, value: Any) -> str:
+        return show_value(value)
 
 
 PROCESS: Final = Table(
@@ -72,6 +94,12 @@ PROCESS: Final = Table(
             defaults.CONTROL,
             "The control socket, which `tidegate status` and the other commands talk to.",
             reload=Reload.RESTART,
+        ),
+        Key(
+            "control_users",
+            Several(UserName(), "names of users", '["deploy"]'),
+            defaults.CONTROL_USERS,
+            "Users who may use the control socket, besides root and the one tidegate runs as.",
         ),
         Key(
             "queue_age",
