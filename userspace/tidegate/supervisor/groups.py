@@ -155,6 +155,17 @@ class ListenerGroups:
             if not group.shared:
                 self.half.resync(group.slots[worker], group.socks[worker])
 
+    def refuse_new(self) -> None:
+        """Before the end: what waits is still served. Systemd's own sockets go on for our successor."""
+        for group in self.groups:
+            for sock in () if group.shared else group.socks:
+                sockets.refuse_new(sock)
+
+    def close_for_everyone(self) -> None:
+        for group in self.groups:
+            for sock in () if group.shared else group.socks:
+                sockets.close_for_everyone(sock)
+
     def close(self) -> None:
         for group in self.groups:
             group.close()

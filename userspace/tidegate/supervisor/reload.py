@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from tidegate.metrics.names import ReloadResult, Scope
 from tidegate.metrics.segment import SUPERVISOR, RowKey
 from tidegate.supervisor.channel import MAX_FDS, to_memfd
 from tidegate.supervisor.plan import ListenerGroup
+from tidegate.supervisor.sockets import close_for_everyone
 
 if TYPE_CHECKING:
     from tidegate.supervisor.supervisor import Supervisor
@@ -157,7 +157,7 @@ class Reload:
         supervisor.reactor.timers.cancel(self._timer)
         for group in self._retiring:
             for sock in group.socks:
-                _close_for_everyone(sock)
+                close_for_everyone(sock)
             if complete:
                 supervisor.groups.free_slots(group)
         self._retiring = []
@@ -187,12 +187,3 @@ def _keep_restart_keys(old: Config, new: Config, found: Changes) -> Config:
         assert key is not None
         kept[key.attribute] = getattr(old, key.attribute)
     return replace(new, **kept)
-
-
-def _close_for_everyone(sock: socket.socket) -> None:
-    """close() of an inherited listener closes nothing; shutdown() ends it in every process."""
-    try:
-        sock.shutdown(socket.SHUT_RD)
-    except OSError:
-        pass  # ended already
-    sock.close()

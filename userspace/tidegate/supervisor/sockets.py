@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
+import struct
 from pathlib import Path
 
 from tidegate.config.model import Address, Listener
@@ -68,6 +70,38 @@ def start_listening(socks: list[socket.socket], backlog: int) -> None:
     """From here on the kernel takes connections in."""
     for sock in socks:
         sock.listen(backlog)
+
+
+# Classic BPF over the TCP header: drop a SYN, pass the rest (linux/filter.h: code, jt, jf, k).
+_DROP_SYN = struct.pack(
+    "HBBI" * 6,
+    *(0x30, 0, 0, 13),  # A = flags
+    *(0x54, 0, 0, 0x12),  # A &= SYN | ACK
+    *(0x15, 0, 1, 0x02),  # A == SYN: next, else skip one
+    *(0x06, 0, 0, 0),  # drop
+    *(0x06, 0, 0, 0xFFFFFFFF),  # pass
+    *(0x06, 0, 0, 0xFFFFFFFF),
+)
+_SO_ATTACH_FILTER = 26
+
+
+def refuse_new(sock: socket.socket) -> None:
+    """Let no new handshake begin; those under way finish, and what waits can be accepted to the last.
+
+    close() alone would reset everything that still waits.
+    """
+    program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
+    fprog = struct.pack("HxxxxxxQ", len(_DROP_SYN) // 8, ctypes.addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+
+
+def close_for_everyone(sock: socket.socket) -> None:
+    """close() of an inherited listener closes nothing; shutdown() ends it in every process."""
+    try:
+        sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # ended already
+    sock.close()
 
 
 def _new_socket(address: Address, reuse_port: bool) -> socket.socket:

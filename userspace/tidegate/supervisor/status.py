@@ -98,7 +98,7 @@ def worker_list(
 def _listener(supervisor: Supervisor, group: ListenerGroup, total: Total | None) -> dict[str, Any]:
     listener = group.listener
     address = listener.address
-    if not address.port and group.socks:
+    if not address.port and group.socks and group.socks[0].fileno() >= 0:
         address = type(address)(address.host, group.socks[0].getsockname()[1])
     source = supervisor.age.source
     if group.shared and source == "bpf":

@@ -51,6 +51,8 @@ SPARE_BACKENDS = 2048
 # How much longer than its drain limit a worker may take to say goodbye before it is killed.
 GRACE_NS = 2_000_000_000
 WATCH_NS = 500_000_000
+# A worker that has not emptied its queues by then hangs; siblings did it for it.
+QUIET_LIMIT_NS = 1_000_000_000
 WORKERS_GAUGE = PROCESS.index("workers")
 
 
@@ -88,6 +90,8 @@ class Supervisor:
         self.upgrades = Upgrade(self)
         self.control: ControlServer | None = None
         self._watch_timer = Timer(self._on_watch)
+        self._quiet: set[int] = set()  # workers that took the last connection that waited for them
+        self._quiet_timer = Timer(lambda now: self.groups.close_for_everyone())
         self._limit_timer = Timer(lambda now: self.workers.kill_all())
         self._resync_timers: dict[int, Timer] = {}
         self._signals: Signals | None = None
@@ -241,6 +245,10 @@ class Supervisor:
             case "ready":
                 process.generation = self.generation
                 self._check_ready()
+            case "quiet" if self.draining and not self.upgrades.handed_over:
+                self._quiet.add(process.index)
+                if all(one.index in self._quiet for one in self.workers.all if one.running):
+                    self.groups.close_for_everyone()
             case "reloaded":
                 process.generation = int(message["generation"])
                 self.reloads.acknowledged()
@@ -281,7 +289,7 @@ class Supervisor:
                     sessions=sessions,
                     queued=waiting,
                 )
-        if not self.upgrades.handed_over:
+        if not self.draining:
             self.groups.resync(process.index)
             self.workers.broadcast({"type": "look"})
             timer = self._resync_timers.setdefault(
@@ -350,6 +358,8 @@ class Supervisor:
         logs.event(_log, logging.INFO, "draining", timeout_ms=self.config.drain_timeout_ns // 1_000_000)
         self.notifier.stopping("draining")
         self.limit_end(self.config.drain_timeout_ns)
+        self.groups.refuse_new()
+        self.reactor.timers.arm(self._quiet_timer, time.monotonic_ns() + QUIET_LIMIT_NS)
         self.workers.drain_all(self.config.drain_timeout_ns)
 
     def stop_now(self) -> None:

@@ -45,6 +45,8 @@ _ZOMBIES = LISTENER.index("zombies_total")
 LOOKS_BEFORE_HELP = 2
 # While draining, see this often whether everything is done.
 DRAIN_TICK_NS = 20_000_000
+# How long a draining worker still accepts: a round trip of most clients, for handshakes under way.
+LAST_CALL_NS = 200_000_000
 
 _log = logging.getLogger("tidegate.worker")
 
@@ -94,6 +96,8 @@ class Worker:
         self._zombie_timer = Timer(self._on_zombies)
         self._drain_timer = Timer(self._on_drain_tick)
         self._drain_until_ns = 0
+        self._quiet_timer = Timer(self._on_last_call)
+        self._quiet = False  # while draining: the listeners are left
         self._settings(self.config)
         for cluster in self.config.clusters:
             self.clusters[cluster.name] = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
@@ -285,6 +289,7 @@ class Worker:
             acceptor.disown()
         self._in_charge = False
         self.drain(timeout_ns)
+        self._on_last_call(time.monotonic_ns())
 
     # heartbeat and siblings
 
@@ -369,16 +374,28 @@ class Worker:
         self._drain_until_ns = now + timeout_ns
         for slot in self.own_slots:
             self._slots.set_state(slot, SlotState.DRAINING)
-        for acceptor in self.acceptors.values():
-            acceptor.accept_waiting()
-            acceptor.stop_accepting()
         for _token, session in self.slab:
             session.drain()
+        # handshakes that have begun may finish and are served; no new one is let in meanwhile
+        self.reactor.timers.arm(self._quiet_timer, min(now + LAST_CALL_NS, self._drain_until_ns))
         self._on_drain_tick(now)
+
+    def _on_last_call(self, now: int) -> None:
+        if self._quiet:
+            return
+        self._quiet = True
+        for acceptor in self.acceptors.values():
+            if self._in_charge:
+                acceptor.accept_waiting()
+            acceptor.stop_accepting()
+        for group in self.groups:
+            for sock in group.socks:
+                sock.close()
+        self.setup.channel.send({"type": "quiet"})
 
     def _on_drain_tick(self, now: int) -> None:
         waiting = any(acceptor.queue for acceptor in self._all_acceptors())
-        if now >= self._drain_until_ns or (len(self.slab) == 0 and not waiting):
+        if now >= self._drain_until_ns or (self._quiet and len(self.slab) == 0 and not waiting):
             self._finish(EndReason.SHUTDOWN)
         else:
             self.reactor.timers.arm(self._drain_timer, now + DRAIN_TICK_NS)
