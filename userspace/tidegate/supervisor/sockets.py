@@ -88,11 +88,15 @@ _SO_ATTACH_FILTER = 26
 def refuse_new(sock: socket.socket) -> None:
     """Let no new handshake begin; those under way finish, and what waits can be accepted to the last.
 
-    close() alone would reset everything that still waits.
+    close() alone would reset everything that still waits. Where an unprivileged process may not attach a
+    filter, the backlog is cut to nothing instead: at most one more connection waits at a time.
     """
     program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
     fprog = struct.pack("HxxxxxxQ", len(_DROP_SYN) // 8, ctypes.addressof(program))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+    except PermissionError:
+        sock.listen(0)
 
 
 def close_for_everyone(sock: socket.socket) -> None:
