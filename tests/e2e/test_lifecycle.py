@@ -156,7 +156,7 @@ def test_a_second_sigterm_or_a_sigint_ends_at_once(signals: tuple[signal.Signals
             assert client.ask("before") == "before"
             gate.child.signal(signals[0])
             if len(signals) == 2:
-                wait_until(lambda: not listening(gate.port()), 5, "the drain to begin")
+                wait_until(lambda: gate.events("draining"), 5, "the drain to begin")
                 assert client.ask("still") == "still"
                 gate.child.signal(signals[1])
             assert client.end() in ("eof", "reset")
