@@ -149,7 +149,7 @@ class Acceptor:
         self.admission: Admission = Deadline(ctx.listener.stale_after_ns)
 
     def apply(
-        self, listener: Listener, cluster: ClusterState, words: memoryview, max_connections: int
+        self, listener: Listener, cluster: ClusterState | None, words: memoryview, max_connections: int
     ) -> None:
         """Take over what a reload may change without a new socket; sessions under way keep their backends."""
         self.ctx.listener = listener
@@ -383,7 +383,7 @@ class Acceptor:
 
     def stop_accepting(self) -> None:
         """Unwatch every listener; what is queued here is still served."""
-        self.draining = True
+        self.draining = self.ctx.draining = True
         self.ctx.reactor.remove(self.sock.fileno())
         for fd in list(self._foreign):
             self.ctx.reactor.remove(fd)

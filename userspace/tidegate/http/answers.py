@@ -27,7 +27,7 @@ _TEXT: Final = b"text/plain; charset=utf-8"
 CLOSING: Final = frozenset({400, 405, 408, 413, 414, 417, 431, 501, 505})
 
 # 405 must say what is allowed (RFC 9110 15.5.6); CONNECT gets it, and TRACE with no forwards left.
-_ALLOW: Final = b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+ALLOW: Final = b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
 class AnswerFileError(OperatorError):
@@ -78,7 +78,7 @@ class Answers:
         if body is None:
             body = self._bodies[status] = (_TEXT, b"%d %b\n" % (status, reason(status)))
         if status == 405:
-            extra += _ALLOW
+            extra += ALLOW
         if retry_after_s:
             extra += b"\r\nRetry-After: %d" % retry_after_s
         # A refusal says what is true now, not what a cache should say later.

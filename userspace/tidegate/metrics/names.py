@@ -71,11 +71,31 @@ class EndReason(Documented):
     )
     NO_BACKEND = "no_backend", "The cluster had no backend to try."
     FD_EXHAUSTED = "fd_exhausted", "No file descriptor was left for the connection to the backend."
+    IDLE = "idle", "http: no further request came within keepalive_timeout."
+    REQUEST_TIMEOUT = "request_timeout", "http: no whole request head came within request_timeout."
+    BAD_REQUEST = "bad_request", "http: the request was malformed or over a limit, and was refused."
+    BAD_PROXY_HEADER = "bad_proxy_header", "The PROXY header was missing, malformed or of another version."
+    BACKEND_CLOSED = "backend_closed", "http: the backend closed before or inside its response."
+    BAD_RESPONSE = "bad_response", "http: the backend's response was malformed or over a limit."
+    OVERLOADED = "overloaded", "http: no place at the cluster came free in time, or too many waited for one."
+    LIMITED = "limited", "The client was over its limit of connections or requests."
     ZOMBIE = "zombie", "The zombie checker found no progress for longer than zombie_after."
     MAX_AGE = "max_age", "The zombie checker found it older than max_session_age."
     SHUTDOWN = "shutdown", "It was cut when the worker's drain_timeout was over, or at an immediate stop."
+    KILLED = "killed", "The operator ended it over the control socket."
     INTERNAL_ERROR = "internal_error", "A fault of tidegate itself, logged with its traceback."
     WORKER_DIED = "worker_died", "Its worker died."
+
+
+class StatusClass(Documented):
+    """What a request was answered with."""
+
+    NONE = "none", "Nothing: it was cut before a status was sent."
+    SWITCHING = "1xx", "101: the connection was upgraded."
+    OK = "2xx", "Success."
+    REDIRECT = "3xx", "Redirection, 304 included."
+    CLIENT_ERROR = "4xx", "The request was at fault."
+    SERVER_ERROR = "5xx", "The backend or tidegate was at fault."
 
 
 class AcceptError(Documented):
@@ -216,6 +236,28 @@ METRICS: Final[tuple[Metric, ...]] = (
         "connect_duration_ns", _L, _HISTOGRAM, "Time that successful attempts to connect to a backend took."
     ),
     Metric(
+        "requests_total",
+        _L,
+        _COUNTER,
+        "http: requests, by the class of the status they were answered with.",
+        "status",
+        _values(StatusClass),
+    ),
+    Metric(
+        "request_failures_total",
+        _L,
+        _COUNTER,
+        "http: requests that did not end well, by why.",
+        "reason",
+        _values(EndReason),
+    ),
+    Metric("request_duration_ns", _L, _HISTOGRAM, "http: time from a whole request head to the response's end."),
+    Metric("own_answers_total", _L, _COUNTER, "http: responses that tidegate gave itself."),
+    Metric("reused_connections_total", _L, _COUNTER, "http: requests sent on a kept-alive backend connection."),
+    Metric("request_retries_total", _L, _COUNTER, "http: requests sent once more, to this or another backend."),
+    Metric("upgrades_total", _L, _COUNTER, "http: connections upgraded to another protocol."),
+    Metric("log_lines_dropped_total", _L, _COUNTER, "http: access log lines that the log could not take in time."),
+    Metric(
         "steer_verdicts_total",
         _L,
         _COUNTER,
@@ -244,6 +286,8 @@ METRICS: Final[tuple[Metric, ...]] = (
 VALUE_DOCS: Final[Mapping[str, type[Documented]]] = {
     "dropped_total": DropReason,
     "ended_total": EndReason,
+    "requests_total": StatusClass,
+    "request_failures_total": EndReason,
     "accept_errors_total": AcceptError,
     "steer_verdicts_total": SteerVerdict,
     "worker_restarts_total": DeathCause,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tidegate.cluster.balance import ClusterState
     from tidegate.config.model import Listener
     from tidegate.metrics.names import EndReason
+    from tidegate.session.http_shared import HttpSide
 
 # One buffer per worker: bytes are copied out of it only when they must wait. 64 KiB is what a socket
 # of default size holds; larger buys nothing measurable for a relay and costs cache.
@@ -65,10 +66,12 @@ class Context:
     buffer: bytearray
     view: memoryview
     listener: Listener
-    cluster: ClusterState
+    cluster: ClusterState | None  # None: an http listener whose routes alone decide
     words: memoryview  # this listener's and worker's counters, metrics scope LISTENER
     on_end: Callable[[Session, EndReason], None]
     active: int = 0
+    http: HttpSide | None = None  # what the sessions of an http listener share
+    draining: bool = False  # nothing new is to be begun: keep no connection alive
 
 
 def reset(sock: socket.socket) -> None:

@@ -23,6 +23,7 @@ from tidegate.session.context import Context, has_unread_bytes, reset, unsent_by
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
+    from tidegate.cluster.balance import ClusterState
 
 CONNECTING, RELAYING, DRAINING, CLOSED = range(4)
 STATE_NAMES = ("connecting", "relaying", "draining", "closed")
@@ -92,9 +93,19 @@ class TcpSession:
         "token",
     )
 
-    def __init__(self, ctx: Context, front: socket.socket, peer: Any, established_ns: int) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        front: socket.socket,
+        peer: Any,
+        established_ns: int,
+        cluster: ClusterState | None = None,
+    ) -> None:
+        """`cluster`: other than the listener's."""
         self.ctx = ctx
-        self._cluster = ctx.cluster  # a reload may give the listener another
+        cluster = cluster or ctx.cluster
+        assert cluster is not None
+        self._cluster = cluster  # a reload may give the listener another
         self.front = front
         self.peer = peer
         self.established_ns = established_ns
@@ -120,6 +131,21 @@ class TcpSession:
 
     def start(self) -> None:
         self._connect()
+
+    def adopt(self, back: socket.socket, backend: BackendState, up: bytes, down: bytes) -> None:
+        """Instead of `start`: relay to a connection that another session made, both sockets unwatched.
+
+        `up` and `down` came before, or were not taken yet: they go first. `backend` is acquired already.
+        """
+        self.back = back
+        self._backend = backend
+        self._state = RELAYING
+        if up:
+            self._up.pending = memoryview(up)
+        if down:
+            self._down.pending = memoryview(down)
+        self.ctx.reactor.timers.arm(self._timer, self._idle_deadline())
+        self._update_interest()
 
     @property
     def last_progress_ns(self) -> int:

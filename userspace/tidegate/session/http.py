@@ -1,0 +1,383 @@
+"""An HTTP/1.1 session: one client connection, from the first head to the last response.
+
+The parts are modules of their own, each a class on top of the one before:
+  http_state     the fields
+  http_front     the client: heads, bodies, own answers, leaving
+  http_exchange  the cluster: a place, a backend, a connection, retries
+  http_response  the response
+  http           (here) beginning, time, end, what others ask of a session
+and what they speak is decided in the `http` package, which touches no socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from tidegate import logs
+from tidegate.http.accesslog import Record
+from tidegate.http.proxyproto import ProxyError, ProxyReader
+from tidegate.http.ratelimit import retry_after_s
+from tidegate.http.reader import BODY, FAILED
+from tidegate.metrics.names import EndReason
+from tidegate.metrics.segment import observe
+from tidegate.session.context import reset
+from tidegate.session.http_back import BackConnection
+from tidegate.session.http_front import HEAD_RECV
+from tidegate.session.http_response import ResponseSide
+from tidegate.session.http_state import (
+    BACKOFF,
+    CLOSED,
+    CONNECTING,
+    DURATION,
+    EXCHANGE,
+    FLUSHING,
+    HEAD,
+    LINGER,
+    NOT_WELL,
+    PROXY,
+    QUEUED,
+    REQUESTS,
+    STATE_NAMES,
+    UPGRADES,
+    WATCH_CLIENT_AFTER_NS,
+)
+from tidegate.session.http_upgrade import Tunnel
+from tidegate.session.tcp import format_peer
+
+_log = logging.getLogger("tidegate.session")
+_abnormal = logs.RateLimited(_log, per_second=10)
+# Ends that are nothing to tell the operator of: clients do that.
+_CLIENTS_CHOICE = frozenset(
+    {EndReason.CLIENT_GONE, EndReason.CLIENT_RESET, EndReason.IDLE, EndReason.REQUEST_TIMEOUT}
+)
+
+
+class HttpSession(ResponseSide):
+    """Serves one client connection; see the module."""
+
+    __slots__ = ()
+
+    # beginning
+
+    def start(self) -> None:
+        ctx = self.ctx
+        now = ctx.reactor.now
+        address = self.peer[0] if isinstance(self.peer, tuple) else ""
+        if self.http.expect_proxy and self.http.site.trusts(address):
+            self._state = PROXY
+            self._proxy = ProxyReader(self.http.listener.proxy_protocol)
+            ctx.reactor.timers.arm(self._timer, now + min(self.http.tick_ns, WATCH_CLIENT_AFTER_NS))
+            self._read_proxy()
+            return
+        self._known_client(address)
+        # One timer, armed once; see `_on_timer`.
+        ctx.reactor.timers.arm(self._timer, now + min(self.http.tick_ns, WATCH_CLIENT_AFTER_NS))
+        self._read_head()
+
+    def _known_client(self, address: str) -> None:
+        self._peer = self.http.peer(address, self._local)
+        counts = self.http.site.connections
+        if counts is not None:
+            self._counted = counts.enter(self._peer.address)
+            self._over = not self._counted
+
+    def _local(self) -> tuple[str, int]:
+        if self._proxied is not None and self._proxied.destination is not None:
+            return self._proxied.destination
+        try:
+            name = self.front.getsockname()
+        except OSError:  # it is gone; the next read will tell
+            name = ("", 0)
+        return (name[0], name[1]) if isinstance(name, tuple) else ("", 0)
+
+    def _read_proxy(self) -> None:
+        reader = self._proxy
+        assert reader is not None
+        try:
+            data = self.front.recv(HEAD_RECV)
+            if not data:
+                self._end(EndReason.CLIENT_GONE)
+                return
+            header = reader.receive(data)
+        except BlockingIOError:
+            self._listen()
+            return
+        except ProxyError as error:
+            self._fault = error.fault
+            self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
+            return
+        except OSError:
+            self._end(EndReason.CLIENT_RESET)
+            return
+        if header is None:
+            self._listen()
+            return
+        self._proxy = None
+        self._proxied = header
+        self._state = HEAD
+        if header.source is not None:
+            # Its address is told in place of the socket's, and whether that is trusted is asked anew.
+            self._peer = self.http.site.peer(header.source[0], self._local())
+            counts = self.http.site.connections
+            if counts is not None:
+                self._counted = counts.enter(self._peer.address)
+                self._over = not self._counted
+        else:
+            self._known_client(self.peer[0])
+        if reader.rest:
+            self._heads(reader.rest)
+        else:
+            self._read_head()
+
+    def _addresses(self) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+        """Who the client is and where it connected to, for a PROXY header to a backend."""
+        header = self._proxied
+        if header is not None and header.source is not None:
+            return header.source, header.destination
+        if not isinstance(self.peer, tuple):
+            return None, None
+        local = self._local()
+        return (self.peer[0], self.peer[1]), local if local[0] else None
+
+    def _adopt_configuration(self) -> None:
+        """A reload came between two requests: the next one is served by the new rules."""
+        http = self.ctx.http
+        assert http is not None
+        before, self.http = self.http, http
+        self._parser.forget()
+        if before.site.connections is not http.site.connections:
+            if self._counted and before.site.connections is not None:
+                before.site.connections.leave(self._peer.address)
+            self._counted = self._over = False
+        source = self._proxied.source[0] if self._proxied and self._proxied.source else ""
+        self._peer = http.site.peer(
+            source or (self.peer[0] if isinstance(self.peer, tuple) else ""), self._local()
+        )
+
+    def _limited(self, now: int) -> bool:
+        """Whether the client is over a limit; then it was answered."""
+        rate = self.http.site.rate
+        if self._over:
+            self._answer(429, EndReason.LIMITED, retry_after_s=1, close=True)
+            return True
+        wait_ns = rate.take(self._peer.address, now) if rate is not None else 0
+        if wait_ns:
+            self._answer(429, EndReason.LIMITED, retry_after_s=retry_after_s(wait_ns))
+        return wait_ns > 0
+
+    # the end of a response
+
+    def _response_over(self, reason: EndReason) -> None:
+        ctx = self.ctx
+        words = ctx.words
+        words[REQUESTS[self._status // 100]] += 1
+        if reason is not EndReason.DONE:
+            words[NOT_WELL[reason]] += 1
+        observe(words, DURATION, ctx.reactor.now - self._head_ns)
+        if self.http.log is not None:
+            self._write_record(reason)
+        self._in_request = False
+        if self._out:
+            self._state = FLUSHING
+        else:
+            self._after_response()
+
+    # the access log
+
+    def _begin_record(self) -> None:
+        self._connect_ns = self._first_byte_ns = -1
+        self._served_by = None
+        self._bytes_out = 0
+
+    def _write_record(self, reason: EndReason) -> None:
+        http, request = self.http, self._request
+        assert http.log is not None and http.site.log_line is not None
+        now = self.ctx.reactor.now
+        record = Record()
+        record.time_ns = http.epoch_ns(now, now)
+        record.client = self._peer.address.decode("ascii")
+        record.listener = http.listener.name
+        if self._parser.state != FAILED:
+            record.method = request.method
+            record.host = request.host
+            record.path = request.raw_target
+            record.request_id = request.id
+        record.status = self._status
+        record.bytes_in = self._bytes_in
+        record.bytes_out = self._bytes_out
+        if self._first_request:
+            record.queue_age_ns = self.started_ns - self.established_ns
+        record.total_ns = now - self._head_ns
+        record.connect_ns = self._connect_ns
+        if self._first_byte_ns >= 0:
+            record.first_byte_ns = self._first_byte_ns - self._head_ns
+        if self._served_by is not None:
+            record.backend = self._served_by.name
+        record.retries = self._retries
+        record.reused = self._reused
+        record.end_reason = f"{reason.value}:{self._fault}" if self._fault else reason.value
+        http.log.write(http.site.log_line(record))
+        self._bytes_in = 0
+
+    # time
+
+    def _deadline(self) -> tuple[int, EndReason]:
+        """When silence ends what is going on now, ns, and as what."""
+        state, listener = self._state, self.http.listener
+        if state == HEAD:
+            if self._first_request or self._partial:
+                return self._since_ns + listener.request_timeout_ns, EndReason.REQUEST_TIMEOUT
+            return self._since_ns + listener.keepalive_timeout_ns, EndReason.IDLE
+        if state == PROXY:
+            return self.established_ns + listener.request_timeout_ns, EndReason.REQUEST_TIMEOUT
+        if state == EXCHANGE and not self._out:
+            back = self._back_ns + self._cluster.state.config.back_timeout_ns
+            if not self._back_out and self._parser.state == BODY and not self._upstream_broken:
+                # The client's turn; while it is silent the backend may speak.
+                return self.last_progress_ns + listener.front_timeout_ns, EndReason.FRONT_TIMEOUT
+            return back, EndReason.BACK_TIMEOUT
+        if state in (EXCHANGE, FLUSHING):
+            return self._front_ns + listener.front_timeout_ns, EndReason.FRONT_TIMEOUT
+        if state == QUEUED:
+            return self.ctx.reactor.now + self.http.tick_ns, EndReason.OVERLOADED  # the gate's own clock runs
+        return self._wake_ns, EndReason.DONE
+
+    def _on_timer(self, now: int) -> None:
+        """Fires at least every `tick_ns`, which no timeout is shorter than, or at `_wake_ns`.
+
+        So no event has to move it: whatever was begun since it was armed is not due yet.
+        """
+        deadline, reason = self._deadline()
+        if now >= deadline:
+            self._timed_out(now, reason)
+            if self._state == CLOSED or self._timer.armed:
+                return
+            deadline, _ = self._deadline()
+        if self._front_watch == -1 and self._state != CLOSED:
+            self._listen()
+        if self._state != CLOSED:
+            self.ctx.reactor.timers.arm(self._timer, max(now + 1, min(deadline, now + self.http.tick_ns)))
+
+    def _timed_out(self, now: int, reason: EndReason) -> None:
+        state = self._state
+        if state == HEAD:
+            if self._partial:
+                self._must_linger = True
+                self._reason = reason
+                self._answer(408, reason, close=True)
+            else:
+                self._end(reason)  # nothing was asked: nothing is answered
+        elif state == CONNECTING:
+            self._connect_failed(now, 504)
+        elif state == BACKOFF:
+            self._next_attempt(now)
+        elif state == LINGER:
+            self._end(self._reason)
+        elif reason is EndReason.BACK_TIMEOUT:
+            self._response_failed(reason, 504)
+        elif state == EXCHANGE and not self._head_sent:
+            self._drop_back()
+            self._leave_gate(now)
+            self._reason = reason
+            self._answer(408, reason, close=True)
+        else:
+            self._end(reason, reset_front=True)
+
+    # upgrades
+
+    def _tunnel(self, conn: BackConnection) -> None:
+        """101 was passed on: from here on the connection is bytes both ways, and another session's."""
+        backend, cluster, ctx = self._backend, self._cluster, self.ctx
+        assert backend is not None
+        if self._parser.state == BODY:  # an upgrade before the request's end: nobody knows where it begins
+            self._response_failed(EndReason.BAD_RESPONSE)
+            return
+        self._leave_gate(ctx.reactor.now)
+        if self._front_watch != -1:
+            ctx.reactor.remove(self.front.fileno())
+        ctx.reactor.remove(conn.fd)
+        cluster.pool.closed(backend)
+        early_up, early_down = self._parser.rest, self._out + conn.parser.rest
+        self._in_request = False
+        words = ctx.words
+        words[REQUESTS[1]] += 1
+        if self.http.log is not None:
+            self._write_record(EndReason.DONE)
+        self._state = CLOSED
+        self._let_go()
+        conn.user = None
+        words[UPGRADES] += 1
+        tunnel = Tunnel(ctx, self.front, self.peer, self.established_ns, cluster.state)
+        tunnel.adopt(conn.sock, backend, early_up, early_down)
+
+    # what others ask
+
+    def describe(self) -> dict[str, Any]:
+        now = self.ctx.reactor.now
+        return {
+            "token": self.token,
+            "protocol": "http",
+            "listener": self.ctx.listener.name,
+            "state": STATE_NAMES[self._state],
+            "client": format_peer(self.peer),
+            "backend": self._backend.name if self._backend else "",
+            "age_ms": (now - self.established_ns) // 1_000_000,
+            "idle_ms": (now - self.last_progress_ns) // 1_000_000,
+            "first_request": self._first_request,
+            "status": self._status if self._in_request else 0,
+            "pending_in": len(self._back_out) if self._backend else 0,
+            "pending_out": len(self._out),
+            "fault": self._fault,
+        }
+
+    def drain(self) -> None:
+        """`ctx.draining` is set: finish what is under way; a connection between requests ends now."""
+        if self._state == HEAD and not self._first_request and not self._partial and not self._out:
+            self._end(EndReason.DONE)
+
+    def end(self, reason: EndReason) -> None:
+        self._end(reason, reset_front=self._in_request)
+
+    def _end(self, reason: EndReason, *, reset_front: bool = False) -> None:
+        state = self._state
+        if state == CLOSED:
+            return
+        ctx = self.ctx
+        if state == QUEUED and self._entered is not None:
+            self._entered.cancel(self)
+            self._entered = None
+        self._drop_back()
+        self._state = CLOSED
+        if self._entered is not None:
+            self._leave_gate(ctx.reactor.now)
+        if reason is not EndReason.DONE and _log.isEnabledFor(logging.INFO):
+            level = logging.DEBUG if reason in _CLIENTS_CHOICE else logging.INFO
+            _abnormal.event(level, "session_ended", reason=reason.value, **self.describe())
+        if self._in_request:
+            words = ctx.words
+            words[REQUESTS[self._status // 100 if self._head_sent else 0]] += 1
+            words[NOT_WELL[reason]] += 1
+            if self.http.log is not None:
+                self._write_record(reason)
+        if reset_front:
+            reset(self.front)
+        ctx.reactor.forget(self.front.fileno())
+        ctx.reactor.close_after_batch(self.front)
+        self._let_go()
+        ctx.on_end(self, reason)
+
+    def _let_go(self) -> None:
+        """Of all but the socket."""
+        ctx = self.ctx
+        ctx.reactor.timers.cancel(self._timer)
+        self._timer.callback = _nothing  # or the two would keep each other alive until a collection
+        self._conn = self._backend = None
+        counts = self.http.site.connections
+        if self._counted and counts is not None:
+            counts.leave(self._peer.address)
+        ctx.slab.remove(self.token)
+
+
+def _nothing(_now: int) -> None:
+    """Where the timer of an ended session leads."""

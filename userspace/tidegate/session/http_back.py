@@ -1,0 +1,96 @@
+"""A connection to a backend: in use by one session at a time, idle in the pool between requests."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tidegate.http.response import ResponseMemo, ResponseParser
+from tidegate.loop.reactor import EPOLLIN, EPOLLOUT, Reactor
+
+if TYPE_CHECKING:
+    from tidegate.cluster.backend import BackendState
+    from tidegate.cluster.pool import ConnectionPool
+
+
+PARKED: Final = -1  # as an interest: not watched
+
+
+class User(Protocol):
+    """Who uses a connection."""
+
+    def on_back(self, mask: int) -> None: ...
+
+
+class BackConnection:
+    """A socket, its response parser, and whose events they are. Watched from connect to close."""
+
+    __slots__ = ("_pool", "_reactor", "fd", "interest", "parser", "sock", "user")
+
+    def __init__(self, pool: ConnectionPool[BackConnection], memo: ResponseMemo, reactor: Reactor) -> None:
+        self._pool = pool
+        self._reactor = reactor
+        self.parser = ResponseParser(memo)
+        self.sock: socket.socket  # once it is being connected
+        self.fd = -1
+        self.interest = 0
+        self.user: User | None = None
+
+    def connect(self, backend: BackendState, user: User, keepalive: bool, first: bytes) -> int:
+        """Begin to connect; returns how many bytes of `first` were sent, -1 when the connect failed.
+
+        On this host a connect is over when the call returns, and a send right behind it saves a turn of the
+        loop. Otherwise nothing was sent, and EPOLLOUT tells when to. Raises OSError when no socket is to be
+        had: our fault, not the backend's.
+        """
+        sock = socket.socket(backend.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self.sock = sock
+        self.fd = sock.fileno()
+        if backend.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            code = sock.connect_ex(backend.sockaddr)
+        except OSError as error:  # not an address of this family: a Unix path too long
+            code = error.errno or errno.EINVAL
+        if code not in (0, errno.EINPROGRESS):
+            return -1
+        try:
+            sent = sock.send(first)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return -1
+        self.interest = EPOLLIN if sent else EPOLLIN | EPOLLOUT
+        self.user = user
+        self._reactor.add(self.fd, self.interest, self.on_event)
+        return sent
+
+    def watch(self, interest: int) -> None:
+        before = self.interest
+        if interest != before:
+            self.interest = interest
+            if before == PARKED:
+                self._reactor.add(self.fd, interest, self.on_event)
+            else:
+                self._reactor.modify(self.fd, interest)
+
+    def park(self) -> None:
+        """Hear nothing any more, errors included, until `watch`."""
+        self._reactor.remove(self.fd)
+        self.interest = PARKED
+
+    def on_event(self, mask: int) -> None:
+        user = self.user
+        if user is not None:
+            user.on_back(mask)
+        else:  # idle: closed by the backend, or it speaks out of turn
+            self._pool.discard(self)
+
+    def close(self) -> None:
+        self.user = None
+        if self.fd >= 0:
+            self._reactor.forget(self.fd)
+            self._reactor.close_after_batch(self.sock)
