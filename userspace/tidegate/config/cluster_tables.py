@@ -49,8 +49,8 @@ BACKEND: Final = Table(
             "mode",
             Choice.of(BackendMode),
             defaults.BACKEND_MODE,
-            "`drain`: nothing new goes there, and what is under way finishes; `maintenance`: what is under way "
-            "is ended too when the control socket sets it.",
+            "`drain`: nothing new goes there, what is under way finishes; `maintenance`: the same, and the "
+            "verb of that name ends what is under way.",
         ),
     ),
 )

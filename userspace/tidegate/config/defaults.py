@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from tidegate.config.model import (
-    BackendTls,
     BackendMode,
+    BackendTls,
     Balance,
     Eject,
     Limits,

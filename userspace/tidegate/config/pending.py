@@ -57,7 +57,6 @@ _LISTENER: Final = ("listener", _ANY)
 _CLUSTER: Final = ("cluster", _ANY)
 
 PENDING: Final = (
-    Pending((*_LISTENER, "protocol"), _is("http"), "http", _USE_TCP),
     Pending((*_LISTENER, "protocol"), _is("https"), "https", _USE_TCP),
     Pending((*_LISTENER, "certificate"), _written, [{"cert": "site.pem", "key": "site.key"}]),
     Pending((*_LISTENER, "tls"), _written, {"min_version": "1.3"}),
@@ -88,7 +87,6 @@ PENDING: Final = (
     Pending((*_CLUSTER, "tls"), _on, {"verify": True}),
     Pending((*_CLUSTER, "pool"), _written, {"max_idle": 8}),
     Pending((*_CLUSTER, "send_proxy"), _on, "v2", 'write send_proxy = "off"'),
-    Pending(("metrics",), _on, "127.0.0.1:9464", 'write metrics = "off"'),
 )
 
 

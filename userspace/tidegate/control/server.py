@@ -1,4 +1,4 @@
-"""The control socket: JSON lines over a Unix socket, 0600, peers known by their credentials.
+"""The control socket: JSON lines over a Unix socket, peers known by their credentials.
 
 Verbs are given by the caller; each gets a `Reply` that it may answer later, so that nothing here ever
 waits. A peer that is slow, silent, malformed or huge costs its own connection and nothing else.
@@ -6,6 +6,7 @@ waits. A peer that is slow, silent, malformed or huge costs its own connection a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -13,60 +14,89 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tidegate import logs
-from tidegate.control.client import PROTOCOL_VERSION
+from tidegate.control.peer import MAX_STREAMS, EventStream, Peer
+from tidegate.control.protocol import Arg, ErrorCode, VerbError, answer_line, code_of, error_line
 from tidegate.errors import OperatorError
-from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor
-from tidegate.loop.timers import Timer
+from tidegate.loop.reactor import EPOLLIN, Reactor
 
-# The longest request; the longest legitimate one names a few backends.
-MAX_REQUEST = 1 << 20
-# Peers at once: operators, tools that watch, a scraper.
-MAX_PEERS = 64
-# A peer that neither asks nor takes its answer for this long is closed.
-IDLE_NS = 60_000_000_000
-_UCRED = struct.Struct("iII")
+__all__ = ["Args", "ControlServer", "Reply", "Verb", "VerbError", "is_served"]
+
+# Peers at once: operators, tools that watch, scrapers.
+MAX_PEERS: Final = 256
+# listen(2): connects beyond it wait in the kernel
+BACKLOG: Final = 128
+_UCRED: Final = struct.Struct("iII")
 
 _log = logging.getLogger("tidegate.control")
+_limited = logs.RateLimited(_log, per_second=1)
+# who changed what is logged whatever `log.level` says, for that verb is one of those audited
+_audit = logging.getLogger("tidegate.audit")
+_audit.setLevel(logging.INFO)
 
 Args = dict[str, Any]
-
-
-class VerbError(Exception):
-    """A verb's refusal: `code` from docs/tools.md, and a sentence for the operator."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class Reply:
     """The answer to one request, now or later, once."""
 
-    def __init__(self, peer: _Peer, request_id: object) -> None:
-        self._peer: _Peer | None = peer
+    def __init__(
+        self, peer: Peer, request_id: int | str | None, verb: str, args: object, audit: bool
+    ) -> None:
+        self._peer: Peer | None = peer
         self._id = request_id
+        self._verb = verb
+        self._args = args
+        self._audit = audit
         self.uid = peer.uid
         self.pid = peer.pid
 
-    def ok(self, result: dict[str, Any]) -> None:
-        self._send({"v": PROTOCOL_VERSION, "id": self._id, "ok": True, "result": result})
+    def ok(self, result: Mapping[str, Any]) -> None:
+        self._send(answer_line(self._id, result), "ok")
 
-    def error(self, code: str, message: str) -> None:
-        error = {"code": code, "message": message}
-        self._send({"v": PROTOCOL_VERSION, "id": self._id, "ok": False, "error": error})
+    def error(self, code: ErrorCode | str, message: str) -> None:
+        known = code_of(code)
+        self._send(error_line(self._id, known, message), known.value)
 
-    def _send(self, answer: dict[str, Any]) -> None:
+    def stream(self, result: Mapping[str, Any], on_close: Callable[[], None]) -> EventStream:
+        """Answer, and go on: what is sent to the stream follows. Raises VerbError when there are too many."""
         peer, self._peer = self._peer, None
-        if peer is not None:
-            peer.answered(answer)
+        assert peer is not None
+        if sum(other.stream is not None for other in peer.server.peers) >= MAX_STREAMS:
+            self._peer = peer
+            raise VerbError(ErrorCode.BUSY, f"{MAX_STREAMS} streams are open already")
+        return peer.begin_stream(answer_line(self._id, result), self._id, on_close)
+
+    def _send(self, line: bytes, outcome: str) -> None:
+        peer, self._peer = self._peer, None
+        if peer is None:
+            return
+        if self._audit:
+            logs.event(
+                _audit,
+                logging.INFO,
+                "control",
+                verb=self._verb,
+                args=json.dumps(self._args),
+                result=outcome,
+                uid=self.uid,
+                pid=self.pid,
+            )
+        peer.answered(line)
 
 
-Verb = Callable[[Args, Reply], None]
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a verb does and takes. `mutates`: each use of it leaves a line in the log."""
+
+    run: Callable[[Args, Reply], None]
+    doc: str
+    args: tuple[Arg, ...] = ()
+    mutates: bool = False
 
 
 class ControlServer:
@@ -78,11 +108,24 @@ class ControlServer:
         self.reactor = reactor
         self.path = path
         self.verbs = verbs
-        self.allowed = {0, os.geteuid(), *allowed}
-        self.peers: set[_Peer] = set()
+        self.peers: set[Peer] = set()
         self._sock = self._listen(Path(path))
         self._identity = os.stat(path).st_ino
+        self.allow(allowed)
         reactor.add(self._sock.fileno(), EPOLLIN, self._on_readable)
+
+    def allow(self, uids: Collection[int]) -> None:
+        """Who may ask from now on, besides root and ourselves; open connections of others are closed.
+
+        The file's mode lets everybody reach the socket as soon as somebody else is allowed: the credentials
+        then decide.
+        """
+        self.allowed = {0, os.geteuid(), *uids}
+        with contextlib.suppress(OSError):
+            if os.stat(self.path).st_ino == self._identity:
+                os.chmod(self.path, 0o666 if uids else 0o600)
+        for peer in [peer for peer in self.peers if peer.uid not in self.allowed]:
+            peer.close()
 
     def close(self) -> None:
         """Stop listening; the path goes too, unless a successor has put its own there."""
@@ -102,6 +145,11 @@ class ControlServer:
         for peer in self.peers:
             peer.sock.close()
 
+    def start_request(
+        self, peer: Peer, request_id: int | str | None, verb: str, args: object, audit: bool
+    ) -> Reply:
+        return Reply(peer, request_id, verb, args, audit)
+
     @staticmethod
     def _listen(path: Path) -> socket.socket:
         """Bind beside the path and rename: the path never names a socket that does not listen."""
@@ -115,7 +163,7 @@ class ControlServer:
                 sock.bind(str(temporary))
             finally:
                 os.umask(before)
-            sock.listen(MAX_PEERS)
+            sock.listen(BACKLOG)
             os.rename(temporary, path)
         except OSError as error:
             sock.close()
@@ -127,30 +175,41 @@ class ControlServer:
         return sock
 
     def _on_readable(self, mask: int) -> None:
-        while True:
+        for _ in range(BACKLOG):  # bounded: a flood of connects gets its turn and no more
             try:
-                sock, _ = self._sock.accept()
+                sock, _address = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    self._shed()
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._shed():
+                    continue
                 return
-            pid, uid, _gid = _UCRED.unpack(
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            )
-            if uid not in self.allowed:
-                logs.event(_log, logging.WARNING, "control_refused", uid=uid, pid=pid)
-                sock.close()
-                continue
-            if len(self.peers) >= MAX_PEERS:
-                self._shed()
-            self.peers.add(_Peer(self, sock, uid, pid))
+            self._welcome(sock)
 
-    def _shed(self) -> None:
-        """Make room: the peer that has been silent longest goes."""
-        if self.peers:
-            min(self.peers, key=lambda peer: peer.heard_ns).close()
+    def _welcome(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if uid not in self.allowed:
+            _limited.event(logging.WARNING, "control_refused", uid=uid, pid=pid)
+            self._turn_away(sock, ErrorCode.FORBIDDEN, f"user {uid} may not ask: see control_users")
+        elif len(self.peers) >= MAX_PEERS and not self._shed():
+            self._turn_away(sock, ErrorCode.BUSY, f"{MAX_PEERS} others wait for their answers")
+        else:
+            self.peers.add(Peer(self, sock, uid, pid))
+
+    @staticmethod
+    def _turn_away(sock: socket.socket, code: ErrorCode, message: str) -> None:
+        with contextlib.suppress(OSError):
+            sock.send(error_line(None, code, message))
+        sock.close()
+
+    def _shed(self) -> bool:
+        """Make room: of the peers that wait for no answer the one silent longest goes."""
+        idle = [peer for peer in self.peers if not peer.busy]
+        if not idle:
+            return False
+        min(idle, key=lambda peer: peer.heard_ns).close()
+        return True
 
 
 def is_served(path: str) -> bool:
@@ -161,153 +220,3 @@ def is_served(path: str) -> bool:
         except OSError:
             return False
     return True
-
-
-class _Peer:
-    """One connection: requests are answered one after the other."""
-
-    def __init__(self, server: ControlServer, sock: socket.socket, uid: int, pid: int) -> None:
-        sock.setblocking(False)
-        self.server = server
-        self.sock = sock
-        self.uid = uid
-        self.pid = pid
-        self.heard_ns = server.reactor.now
-        self._in = bytearray()
-        self._out = bytearray()
-        self._busy = False
-        self._ended = False  # the peer sent all it will
-        self._closed = False
-        self._interest = EPOLLIN
-        self._timer = Timer(self._on_idle)
-        server.reactor.add(sock.fileno(), EPOLLIN, self._on_event)
-        server.reactor.timers.arm(self._timer, server.reactor.now + IDLE_NS)
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        reactor = self.server.reactor
-        reactor.timers.cancel(self._timer)
-        reactor.remove(self.sock.fileno())
-        reactor.close_after_batch(self.sock)
-        self.server.peers.discard(self)
-
-    def answered(self, answer: dict[str, Any]) -> None:
-        if self._closed:
-            return
-        self._busy = False
-        self._out += json.dumps(answer).encode() + b"\n"
-        self._flush()
-        self._next_request()
-
-    def _on_event(self, mask: int) -> None:
-        self.heard_ns = self.server.reactor.now
-        self._timer.deadline_ns = self.heard_ns + IDLE_NS
-        if mask & EPOLLERR:
-            self.close()
-            return
-        if mask & EPOLLOUT:
-            self._flush()
-        if mask & (EPOLLIN | EPOLLHUP) and not self._closed and not self._ended:
-            self._read()
-        elif mask & EPOLLHUP:
-            self.close()
-
-    def _read(self) -> None:
-        try:
-            data = self.sock.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.close()
-            return
-        if not data:
-            self._ended = True
-            if not self._busy and not self._out:
-                self.close()
-            else:
-                self._update_interest()
-            return
-        self._in += data
-        if len(self._in) > MAX_REQUEST:
-            self._refuse("too_large", f"a request is one line of at most {MAX_REQUEST} bytes")
-            return
-        self._next_request()
-
-    def _next_request(self) -> None:
-        while not self._busy and not self._closed:
-            line, separator, rest = self._in.partition(b"\n")
-            if not separator:
-                break
-            self._in = rest
-            self._request(bytes(line))
-        if not self._closed:
-            self._update_interest()
-
-    def _request(self, line: bytes) -> None:
-        try:
-            request = json.loads(line)
-            if not isinstance(request, dict):
-                raise ValueError("not an object")
-        except (ValueError, RecursionError):
-            self._refuse("malformed", 'a request is a JSON object: {"v":1,"id":1,"verb":"status","args":{}}')
-            return
-        self._busy = True
-        reply = Reply(self, request.get("id"))
-        if request.get("v") != PROTOCOL_VERSION:
-            reply.error("version", f"this tidegate speaks version {PROTOCOL_VERSION} of the control protocol")
-            return
-        args = request.get("args", {})
-        name = request.get("verb")
-        verb = self.server.verbs.get(name) if isinstance(name, str) else None
-        if verb is None or not isinstance(args, dict):
-            known = ", ".join(sorted(self.server.verbs))
-            reply.error("unknown_verb", f"args must be an object and verb one of: {known}")
-            return
-        try:
-            verb(args, reply)
-        except VerbError as error:
-            reply.error(error.code, error.message)
-        except OperatorError as error:
-            reply.error("failed", str(error))
-        except Exception:
-            _log.exception("control_verb_failed")
-            reply.error("internal_error", f"{name} failed: see the log")
-
-    def _refuse(self, code: str, message: str) -> None:
-        """What came is not our protocol: say so and close when it is said."""
-        self._in.clear()
-        self._ended = True
-        self._busy = True
-        Reply(self, None).error(code, message)
-
-    def _flush(self) -> None:
-        if self._out:
-            try:
-                sent = self.sock.send(self._out)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.close()
-                return
-            del self._out[:sent]
-        if not self._out and self._ended and not self._busy:
-            self.close()
-            return
-        self._update_interest()
-
-    def _update_interest(self) -> None:
-        if self._closed:
-            return
-        # while a request is being answered nothing more is read: a flood waits in the peer's own buffer
-        interest = (0 if self._busy or self._ended else EPOLLIN) | (EPOLLOUT if self._out else 0)
-        if interest != self._interest:
-            self._interest = interest
-            self.server.reactor.modify(self.sock.fileno(), interest)
-
-    def _on_idle(self, now: int) -> None:
-        if self._busy:
-            self.server.reactor.timers.arm(self._timer, now + IDLE_NS)
-        else:
-            self.close()

@@ -109,14 +109,18 @@ class Reload:
         groups.configure(new)
         logs.setup(new.log.level, new.log.format)
         supervisor.allocate_rows()
-        self._retire_rows(old, new)
+        self.retire_rows(old, new)
         supervisor.generation += 1
-        self._tell_workers(new, opened)
+        supervisor.changes.based_on(new)
+        if supervisor.control is not None:
+            supervisor.control.allow(new.control_users)
+        self.tell_workers(new, opened)
         supervisor.workers.revive_failed()
         supervisor.reactor.timers.arm(self._timer, time.monotonic_ns() + ACK_LIMIT_NS)
         self.acknowledged()
 
-    def _tell_workers(self, new: Config, opened: list[ListenerGroup]) -> None:
+    def tell_workers(self, new: Config, opened: list[ListenerGroup]) -> None:
+        """Everybody gets the configuration that is in force; `opened` are listeners they do not know yet."""
         supervisor = self._supervisor
         plan = [(g.listener, g.index, list(g.slots), g.shared) for g in supervisor.groups.groups]
         memfd = to_memfd((new, plan), "tidegate-configuration")
@@ -136,7 +140,8 @@ class Reload:
                 supervisor.workers.kill(one)
         os.close(memfd)
 
-    def _retire_rows(self, old: Config, new: Config) -> None:
+    def retire_rows(self, old: Config, new: Config) -> None:
+        """The counters of listeners and backends that are no more."""
         segment, count = self._supervisor.segment, self._supervisor.worker_count
         gone = {listener.name for listener in old.listeners} - {listener.name for listener in new.listeners}
         keys: list[tuple[Scope, tuple[str, ...]]] = [(Scope.LISTENER, (name,)) for name in gone]

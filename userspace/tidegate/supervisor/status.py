@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tidegate import __version__
+from tidegate.config.model import Backend
 from tidegate.kernel.records import AGE_BUCKETS
 from tidegate.metrics.names import METRICS, Scope
 from tidegate.metrics.totals import Total, totals
@@ -36,6 +37,8 @@ def document(supervisor: Supervisor) -> dict[str, Any]:
         "uptime_s": round((time.monotonic_ns() - supervisor.started_ns) / 1e9, 3),
         "config": supervisor.path,
         "control": supervisor.config.control,
+        "log_level": supervisor.config.log.level,
+        "runtime_changes": supervisor.changes.describe(),
         "queue_age": {"source": supervisor.age.source, "reason": supervisor.age.reason},
         "cgroup": str(half.cgroup.path) if half is not None else "",
         "maps": half.map_ids() if half is not None else {},
@@ -48,8 +51,7 @@ def document(supervisor: Supervisor) -> dict[str, Any]:
             {
                 "name": cluster.name,
                 "backends": [
-                    _backend(str(b.address), backends.get((cluster.name, str(b.address))))
-                    for b in cluster.backends
+                    _backend(b, backends.get((cluster.name, str(b.address)))) for b in cluster.backends
                 ],
             }
             for cluster in supervisor.config.clusters
@@ -112,6 +114,10 @@ def _listener(supervisor: Supervisor, group: ListenerGroup, total: Total | None)
         "slots": list(group.slots),
         "backlog": listener.backlog,
         "stale_after_ms": listener.stale_after_ns / 1e6,
+        "policy": listener.policy.value,
+        "max_connections": listener.max_connections,
+        "accept_queue": listener.accept_queue,
+        "when_queue_full": listener.when_queue_full.value,
         "waiting": supervisor.groups.waiting(group),
         "accepted": 0,
         "sessions": 0,
@@ -146,9 +152,11 @@ def _listener(supervisor: Supervisor, group: ListenerGroup, total: Total | None)
     return one
 
 
-def _backend(address: str, total: Total | None) -> dict[str, Any]:
+def _backend(backend: Backend, total: Total | None) -> dict[str, Any]:
     return {
-        "address": address,
+        "address": str(backend.address),
+        "weight": backend.weight,
+        "mode": backend.mode.value,
         "connections": total.value("backend_current_connections") if total else 0,
         "connections_total": total.value("backend_connections_total") if total else 0,
         "connect_failures": total.value("backend_connect_failures_total") if total else 0,

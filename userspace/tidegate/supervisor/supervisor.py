@@ -20,7 +20,7 @@ from tidegate import config as configuration
 from tidegate import logs
 from tidegate.config.model import Config, QueueAgeSource
 from tidegate.config.resolve import run_as, worker_count
-from tidegate.control.server import Args, ControlServer, Reply, Verb, VerbError, is_served
+from tidegate.control.server import ControlServer, is_served
 from tidegate.errors import EXIT_FAILED, EXIT_OK, OperatorError
 from tidegate.kernel.half import KernelHalf
 from tidegate.kernel.loader import MapNumber
@@ -33,14 +33,19 @@ from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, PROCESS, WORKER, DeathCause, ReloadResult, Scope
 from tidegate.metrics.recovery import worker_died
 from tidegate.metrics.segment import SUPERVISOR, RowKey, Segment
-from tidegate.supervisor import status, worker
+from tidegate.supervisor import worker
 from tidegate.supervisor.activation import given_sockets
 from tidegate.supervisor.channel import Channel
+from tidegate.supervisor.exporter import Exporter
 from tidegate.supervisor.groups import ListenerGroups
 from tidegate.supervisor.notify import Notifier
 from tidegate.supervisor.process import raise_nofile
+from tidegate.supervisor.queries import Queries
 from tidegate.supervisor.reload import Reload
 from tidegate.supervisor.upgrade import Handover, Upgrade
+from tidegate.supervisor.verbs import Verbs
+from tidegate.supervisor.verbs_change import RuntimeChanges
+from tidegate.supervisor.verbs_events import EventHub
 from tidegate.supervisor.workers import ACTIVE, WorkerProcess, Workers
 
 _log = logging.getLogger("tidegate.supervisor")
@@ -88,6 +93,11 @@ class Supervisor:
         )
         self.reloads = Reload(self)
         self.upgrades = Upgrade(self)
+        self.queries = Queries(self.reactor)
+        self.changes = RuntimeChanges(self)
+        self.events = EventHub(lambda level: self.workers.broadcast({"type": "events", "level": level}))
+        self.verbs = Verbs(self)
+        self.exporter = Exporter(self.reactor, self.segment, self.user, self._close_in_exporter)
         self.control: ControlServer | None = None
         self._watch_timer = Timer(self._on_watch)
         self._quiet: set[int] = set()  # workers that took the last connection that waited for them
@@ -163,7 +173,11 @@ class Supervisor:
             for group in self.groups.open(self.config.listeners, self.config, given):
                 self.groups.activate(group, self.config)
         self.allocate_rows()
-        self.control = ControlServer(self.reactor, self.config.control, self._verbs())
+        if self.handover is None:
+            self.exporter.open(self.config.metrics)
+        self.control = ControlServer(
+            self.reactor, self.config.control, self.verbs.table(), self.config.control_users
+        )
         self._signals = Signals(
             self.reactor,
             {
@@ -175,6 +189,8 @@ class Supervisor:
             },
         )
         self.workers.start_all()
+        if self.handover is None:
+            self.exporter.start()
         self.reactor.timers.arm(self._watch_timer, time.monotonic_ns() + WATCH_NS)
 
     def run(self) -> int:
@@ -186,6 +202,7 @@ class Supervisor:
     def clean_up(self) -> None:
         """Whatever way it ends: no socket, process, link or cgroup stays."""
         self.workers.stopping = True
+        self.exporter.close()
         self.workers.kill_all()
         for one in self.workers.all:
             if one.running:
@@ -200,24 +217,31 @@ class Supervisor:
             else:
                 self.half.close()
 
-    def _worker_body(self, process: WorkerProcess, channel: Channel) -> None:
-        def close_inherited() -> None:
-            self.reactor.close()  # first: the epoll is shared, a removal would be the parent's too
-            if self._signals is not None:
-                self._signals.close()
-            if self.control is not None:
-                self.control.abandon()
-            for other in self.workers.inherited_channels():
-                other.close()
-            for one in self.workers.all:
-                if one.pidfd >= 0:
-                    os.close(one.pidfd)
-            self.upgrades.abandon()
-            if self.handover is not None and self.predecessor is not None:
-                self.handover.abandon()
-            if self.half is not None:
-                self.half.worker_close()
+    def _close_inherited(self) -> None:
+        """In a forked child: what is the supervisor's alone."""
+        self.reactor.close()  # first: the epoll is shared, a removal would be the parent's too
+        if self._signals is not None:
+            self._signals.close()
+        if self.control is not None:
+            self.control.abandon()
+        self.events.abandon()
+        self.exporter.abandon()
+        for other in self.workers.inherited_channels():
+            other.close()
+        for one in self.workers.all:
+            if one.pidfd >= 0:
+                os.close(one.pidfd)
+        self.upgrades.abandon()
+        if self.handover is not None and self.predecessor is not None:
+            self.handover.abandon()
+        if self.half is not None:
+            self.half.worker_close()
 
+    def _close_in_exporter(self) -> None:
+        self._close_inherited()
+        self.groups.close()
+
+    def _worker_body(self, process: WorkerProcess, channel: Channel) -> None:
         process.generation = self.generation
         worker.main(
             worker.WorkerSetup(
@@ -231,7 +255,7 @@ class Supervisor:
                 nofile=self.nofile,
                 user=self.user,
                 supervisor=self.pid,
-                close_inherited=close_inherited,
+                close_inherited=self._close_inherited,
             )
         )
 
@@ -240,11 +264,14 @@ class Supervisor:
     def heartbeat_ns(self, index: int) -> int:
         return max((self.slots.heartbeat_ns(group.slots[index]) for group in self.groups.groups), default=0)
 
-    def _on_message(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_message(self, process: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
         match message.get("type"):
             case "ready":
                 process.generation = self.generation
+                if self.events.wanted and process.channel is not None:
+                    process.channel.send({"type": "events", "level": self.events.wanted})
                 self._check_ready()
+                self.changes.acknowledged()
             case "quiet" if self.draining and not self.upgrades.handed_over:
                 self._quiet.add(process.index)
                 if all(one.index in self._quiet for one in self.workers.all if one.running):
@@ -252,6 +279,13 @@ class Supervisor:
             case "reloaded":
                 process.generation = int(message["generation"])
                 self.reloads.acknowledged()
+                self.changes.acknowledged()
+            case "answer":
+                self.queries.on_message(process.index, message, fds)
+            case "zombies":
+                self.verbs.on_zombies(message)
+            case "event":
+                self.events.from_worker(process.index, message)
 
     def _check_ready(self) -> None:
         if self.ready or not all(one.state == ACTIVE for one in self.workers.all):
@@ -297,6 +331,8 @@ class Supervisor:
             )
             self.reactor.timers.arm(timer, time.monotonic_ns() + 1_000_000_000)
         self.reloads.acknowledged()
+        self.changes.acknowledged()
+        self.queries.on_death(process.index)
 
     def _all_gone(self) -> None:
         if not self.workers.stopping:
@@ -330,6 +366,8 @@ class Supervisor:
                 one.killed_hung = True
                 self.workers.kill(one)
         self.segment.row(RowKey(Scope.PROCESS, SUPERVISOR)).words[WORKERS_GAUGE] = active
+        if self.exporter.sock is not None:
+            self.mirror_verdicts()
         interval = WATCH_NS
         if self.notifier.watchdog_ns:
             interval = min(interval, self.notifier.watchdog_ns)
@@ -374,34 +412,6 @@ class Supervisor:
 
     def _reopen_logs(self) -> None:
         self.workers.broadcast({"type": "reopen"})
-
-    # control
-
-    def _verbs(self) -> dict[str, Verb]:
-        return {
-            "status": lambda args, reply: reply.ok(status.document(self)),
-            "workers": lambda args, reply: reply.ok({"workers": status.document(self)["workers"]}),
-            "reload": lambda args, reply: self.reloads.start(reply),
-            "drain": self._verb_drain,
-            "upgrade": lambda args, reply: self.upgrades.start(reply),
-        }
-
-    def _verb_drain(self, args: Args, reply: Reply) -> None:
-        index = args.get("worker")
-        if index is None:
-            reply.ok({"message": f"draining; ends within {self.config.drain_timeout_ns / 1e9:g} s"})
-            logs.event(_log, logging.INFO, "control", verb="drain", uid=reply.uid, pid=reply.pid)
-            self.drain()
-            return
-        if not isinstance(index, int) or not 0 <= index < self.worker_count:
-            raise VerbError("no_such_worker", f"workers are numbered 0 to {self.worker_count - 1}")
-        process = self.workers.all[index]
-        if process.state != ACTIVE:
-            raise VerbError("not_active", f"worker {index} is {process.state}")
-        logs.event(_log, logging.INFO, "control", verb="drain", worker=index, uid=reply.uid, pid=reply.pid)
-        self.workers.drain(process, self.config.drain_timeout_ns)
-        self.workers.broadcast({"type": "look"})
-        reply.ok({"message": f"worker {index} is draining; a new one takes its place when it has finished"})
 
     def count_reload(self, result: ReloadResult) -> None:
         words = self.segment.row(RowKey(Scope.PROCESS, SUPERVISOR)).words

@@ -84,6 +84,8 @@ class Upgrade:
         manifest, fds = half.export() if half is not None else (None, [])
         _send_all(channel, {"type": "kernel", "version": __version__, "manifest": manifest}, fds)
         _send_all(channel, {"type": "memory"}, [supervisor.segment.fd, supervisor.slots_fd])
+        if supervisor.exporter.sock is not None:
+            _send_all(channel, {"type": "metrics"}, [supervisor.exporter.sock.fileno()])
         for group in supervisor.groups.groups:
             message = {
                 "type": "group",
@@ -125,11 +127,18 @@ class Upgrade:
             self._reply.ok({"message": f"handed over to process {child.pid}", "pid": child.pid})
             self._reply = None
         supervisor.limit_end(limit)
+        # only one of the two answers scrapes at any time, or counters would be seen to go backwards
+        supervisor.exporter.stop(self._exporter_stopped)
         supervisor.workers.drain_all(limit, "retire")
+
+    def _exporter_stopped(self) -> None:
+        if self._channel is not None:
+            self._channel.send({"type": "metrics_yours"})
 
     def workers_gone(self) -> None:
         """The last worker ended: the successor may add our counters to its own."""
         if self.handed_over and self._channel is not None:
+            self._supervisor.exporter.end()
             self._channel.send({"type": "done"})
 
     def _on_child_end(self) -> None:
@@ -175,6 +184,7 @@ class Handover:
         self._kernel_fds: list[int] = []
         self._groups: dict[str, tuple[dict[str, Any], list[socket.socket]]] = {}
         self._segment: Segment | None = None
+        self._metrics: socket.socket | None = None
         self.slots_fd = -1
         self._adopted: KernelHalf | None = None
 
@@ -207,6 +217,9 @@ class Handover:
                         self._segment = Segment.attach(fds[0], read_only=True)
                     os.close(fds[0])
                     self.slots_fd = fds[1]
+                case "metrics":
+                    self._metrics = socket.socket(fileno=fds[0])
+                    self._metrics.setblocking(False)
                 case "group":
                     socks = [socket.socket(fileno=fd) for fd in fds]
                     for one in socks:
@@ -249,8 +262,9 @@ class Handover:
                 sock.close()
         for group in supervisor.groups.open(new, supervisor.config, {}):
             supervisor.groups.activate(group, supervisor.config)
-        supervisor.predecessor = self._segment
-        supervisor.reactor.add(self._channel.fileno(), EPOLLIN, lambda mask: self._on_done(supervisor))
+        supervisor.predecessor = supervisor.exporter.predecessor = self._segment
+        supervisor.exporter.open(supervisor.config.metrics, self._metrics)
+        supervisor.reactor.add(self._channel.fileno(), EPOLLIN, lambda mask: self._on_message(supervisor))
 
     def ready(self) -> None:
         self._channel.send({"type": "ready"})
@@ -262,14 +276,29 @@ class Handover:
         """In a forked worker."""
         self._channel.close()
 
+    def _on_message(self, supervisor: Supervisor) -> None:
+        try:
+            received = self._channel.receive()
+        except ChannelClosed:
+            self._on_done(supervisor)
+            return
+        if received is None:
+            return
+        if received[0].get("type") == "metrics_yours":
+            supervisor.exporter.start()
+        elif received[0].get("type") == "done":
+            self._on_done(supervisor)
+
     def _on_done(self, supervisor: Supervisor) -> None:
         """The predecessor's last worker ended, or the predecessor itself: its counters are final."""
         supervisor.reactor.remove(self._channel.fileno())
         self._channel.close()
         if supervisor.predecessor is not None:
-            carry_over(supervisor.segment, supervisor.predecessor.snapshot())
+            with supervisor.exporter.gate.moving():
+                carry_over(supervisor.segment, supervisor.predecessor.snapshot())
             supervisor.predecessor.close()
-            supervisor.predecessor = None
+            supervisor.predecessor = supervisor.exporter.predecessor = None
+        supervisor.exporter.start()
         logs.event(_log, logging.INFO, "predecessor_ended")
 
 

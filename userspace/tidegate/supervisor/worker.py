@@ -18,7 +18,7 @@ from tidegate import logs
 from tidegate.accept.listener import Acceptor, SpareFd
 from tidegate.cluster.backend import BackendState
 from tidegate.cluster.balance import BAD_NEWS, ClusterEvent, ClusterState
-from tidegate.config.model import Config, Listener
+from tidegate.config.model import Config, Listener, Protocol
 from tidegate.config.resolve import Identity
 from tidegate.kernel.queue_age import Reader
 from tidegate.kernel.records import SlotState
@@ -31,11 +31,15 @@ from tidegate.metrics.names import LISTENER, WORKER, EndReason, Scope
 from tidegate.metrics.segment import RowKey, Segment
 from tidegate.session import zombies
 from tidegate.session.context import BUFFER_SIZE, Context, Session
+from tidegate.session.http import HttpSession
+from tidegate.session.http_back import BackConnection
 from tidegate.session.tcp import TcpSession
 from tidegate.supervisor.backend_mirror import BackendMirror
 from tidegate.supervisor.channel import Channel, ChannelClosed, from_memfd
 from tidegate.supervisor.plan import ListenerGroup, max_connections, session_capacity
 from tidegate.supervisor.process import become, die_with
+from tidegate.supervisor.traffic import Traffic
+from tidegate.supervisor.verbs_worker import WorkerAnswers
 
 _ITERATIONS = WORKER.index("loop_iterations_total")
 _BUSY = WORKER.index("loop_busy_ns_total")
@@ -79,6 +83,7 @@ class Worker:
         self.reactor = Reactor()
         self.slab: Slab[Session] = Slab(session_capacity(setup.nofile))
         self.clusters: dict[str, ClusterState] = {}
+        self.traffic = Traffic(self.reactor)
         self.acceptors: dict[int, Acceptor] = {}  # by the group's index
         self.draining = False
         self._buffer = bytearray(BUFFER_SIZE)
@@ -92,6 +97,7 @@ class Worker:
         self._leaving: list[Acceptor] = []  # of listeners that a reload removed
         self._new_socks: dict[int, list[socket.socket]] = {}  # received, not yet in force
         self._mirror = BackendMirror(setup.segment, setup.index)
+        self._answers = WorkerAnswers(self)
         self._beat_timer = Timer(self._on_beat)
         self._zombie_timer = Timer(self._on_zombies)
         self._drain_timer = Timer(self._on_drain_tick)
@@ -101,6 +107,7 @@ class Worker:
         self._settings(self.config)
         for cluster in self.config.clusters:
             self.clusters[cluster.name] = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
+        self.traffic.apply(self.config, self.clusters)
         limits = self._limits()
         for group in self.groups:
             self._add_acceptor(group, limits[group.name])
@@ -135,7 +142,7 @@ class Worker:
             buffer=self._buffer,
             view=self._view,
             listener=group.listener,
-            cluster=self.clusters[group.listener.cluster],
+            cluster=self.clusters.get(group.listener.cluster),
             words=self._words(Scope.LISTENER, group.name),
             on_end=lambda session, reason: None,
         )
@@ -143,12 +150,13 @@ class Worker:
             ctx,
             group.sock(self.index),
             self.setup.read_age,
-            TcpSession,
+            TcpSession if group.listener.protocol is Protocol.TCP else HttpSession,
             limit,
             self._spare,
             lambda active: slots.set_active(slot, active),
             shared=group.shared,
         )
+        ctx.http = self.traffic.side(group.listener, ctx)
         ctx.on_end = acceptor.session_ended
         slots.set_active(slot, 0)
         slots.set_capacity(slot, limit)
@@ -182,6 +190,7 @@ class Worker:
             signal.signal(
                 number, signal.SIG_IGN
             )  # a terminal sends them to the group; they are the supervisor's
+        self.traffic.begin()
         now = time.monotonic_ns()
         self._beat(now)
         for slot in self.own_slots:
@@ -194,13 +203,15 @@ class Worker:
         gc.collect()
         gc.freeze()
         reactor.run()
+        self.traffic.finish()
         signals.close()
         for slot in self.own_slots:
             self._slots.set_active(slot, 0)
         reactor.close()
 
     def _reopen(self) -> None:
-        """SIGUSR1: log files are opened again; nothing of ours writes files yet."""
+        """SIGUSR1: log files are opened again."""
+        self.traffic.reopen()
 
     def _on_channel(self, mask: int) -> None:
         while True:
@@ -230,11 +241,17 @@ class Worker:
                 self._finish(EndReason.SHUTDOWN)
             case "look":
                 self._watch_siblings()
+            case "ask":
+                self._answers.asked(message)
+            case "events":
+                self._answers.forward_events(int(message["level"]))
 
     # reload and hand-over
 
     def _reload(self, config: Config, plan: list[tuple[Listener, int, list[int], bool]]) -> None:
         """The supervisor has checked it: nothing in here may fail for a reason of the operator's."""
+        if config.log != self.config.log:
+            logs.setup(config.log.level, config.log.format)
         self._settings(config)
         self._mirror.forget_rows()
         for cluster in config.clusters:
@@ -244,6 +261,9 @@ class Worker:
                 self.clusters[cluster.name] = state
             elif state.config != cluster:
                 state.reconfigure(cluster)
+        names = {cluster.name for cluster in config.clusters}
+        self.clusters = {name: state for name, state in self.clusters.items() if name in names}
+        self.traffic.apply(config, self.clusters)
         known = {group.index: group for group in self.groups}
         groups: list[ListenerGroup] = []
         for listener, index, slots, shared in plan:
@@ -266,12 +286,12 @@ class Worker:
                 acceptor.start()
                 continue
             words = self._words(Scope.LISTENER, group.name)
-            acceptor.apply(group.listener, self.clusters[group.listener.cluster], words, limits[group.name])
+            cluster_state = self.clusters.get(group.listener.cluster)
+            acceptor.ctx.http = self.traffic.side(group.listener, acceptor.ctx)
+            acceptor.apply(group.listener, cluster_state, words, limits[group.name])
             self._slots.set_capacity(group.slots[self.index], limits[group.name])
         for group in known.values():
             self._remove(group)
-        names = {cluster.name for cluster in config.clusters}
-        self.clusters = {name: state for name, state in self.clusters.items() if name in names}
 
     def _remove(self, group: ListenerGroup) -> None:
         """Take what waits, whoever's queue it is in, then close our copies; its sessions go on."""
@@ -280,6 +300,9 @@ class Worker:
             acceptor.accept_waiting(sock)
         acceptor.stop_accepting()
         self._leaving.append(acceptor)
+        for _token, session in list(self.slab):
+            if session.ctx is acceptor.ctx:
+                session.drain()
         for sock in group.socks:
             self.reactor.close_after_batch(sock)
 
@@ -352,14 +375,18 @@ class Worker:
 
     def _on_zombies(self, now: int) -> None:
         zombies.check(self.slab, now, self.config.max_session_age_ns, self._count_zombie)
+        self._answers.tell_zombies()
         self.reactor.timers.arm(self._zombie_timer, now + self.config.zombie_interval_ns)
 
     def _count_zombie(self, session: Session, reason: EndReason) -> None:
         session.ctx.words[_ZOMBIES] += 1
+        self._answers.zombie(session, reason)
 
     def _on_callback_failure(self, callback: Callable[[int], None]) -> None:
         owner = getattr(callback, "__self__", None)
-        if isinstance(owner, TcpSession):
+        if isinstance(owner, BackConnection):
+            owner = owner.user
+        if isinstance(owner, TcpSession | HttpSession):
             owner.end(EndReason.INTERNAL_ERROR)
 
     # leaving
@@ -374,7 +401,9 @@ class Worker:
         self._drain_until_ns = now + timeout_ns
         for slot in self.own_slots:
             self._slots.set_state(slot, SlotState.DRAINING)
-        for _token, session in self.slab:
+        for acceptor in self.acceptors.values():
+            acceptor.ctx.draining = True
+        for _token, session in list(self.slab):
             session.drain()
         # handshakes that have begun may finish and are served; no new one is let in meanwhile
         self.reactor.timers.arm(self._quiet_timer, min(now + LAST_CALL_NS, self._drain_until_ns))

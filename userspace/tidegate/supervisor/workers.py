@@ -60,7 +60,7 @@ class Workers:
         reactor: Reactor,
         count: int,
         body: Callable[[WorkerProcess, Channel], None],
-        on_message: Callable[[WorkerProcess, dict[str, Any]], None],
+        on_message: Callable[[WorkerProcess, dict[str, Any], list[int]], None],
         on_death: Callable[[WorkerProcess, DeathCause | None], None],
         on_gone: Callable[[], None],
     ) -> None:
@@ -147,11 +147,13 @@ class Workers:
             if received is None:
                 return
             message, fds = received
-            for fd in fds:
-                os.close(fd)
             if message.get("type") == "ready" and worker.state == STARTING:
                 worker.state = ACTIVE
-            self._on_message(worker, message)
+            try:
+                self._on_message(worker, message, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
 
     def _reap(self, worker: WorkerProcess) -> None:
         self._receive(worker)  # its last words
