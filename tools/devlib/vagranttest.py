@@ -47,7 +47,7 @@ unix_sock_group = "root"
 unix_sock_ro_perms = "0700"
 unix_sock_rw_perms = "0700"
 """
-# run in the guest, from the checkout: the demo, a request, and the ages while the worker stands still
+# run in the guest, from the checkout: the demo, a request, the ages while the worker stands still, then a new one
 _DEMO = f"""\
 set -e
 .venv/bin/tidegate demo --port {_PORT} >/tmp/demo.log 2>&1 </dev/null &
@@ -56,14 +56,19 @@ for _ in $(seq 240); do
     sleep 0.5
 done
 curl -sS -i http://127.0.0.1:{_PORT}/ || {{ cat /tmp/demo.log; exit 1; }}
+control=$(ls /tmp/tidegate-demo-*/control.sock)
+tidegate() {{ echo "$ tidegate $1 ${{*:2}}"; .venv/bin/tidegate "$@" --control "$control"; }}
 worker=$(pgrep -f '^tidegate: worker 0' | head -n 1)
 kill -STOP "$worker"
 for _ in 1 2 3; do curl -s -m 2 -o /dev/null http://127.0.0.1:{_PORT}/ & done
-sleep 1
-.venv/bin/tidegate ages {_PORT}
+sleep 2
+tidegate ages {_PORT}
 kill -CONT "$worker"
-sleep 1
-.venv/bin/tidegate ages {_PORT}
+sleep 2
+tidegate ages {_PORT}
+kill -KILL "$worker"
+curl -sS -i --retry 5 --retry-all-errors http://127.0.0.1:{_PORT}/ | head -n 1
+tidegate workers
 """
 
 
