@@ -11,7 +11,7 @@ from pathlib import Path
 
 from devlib import base, trees
 from devlib.base import KERNELS, chroot
-from devlib.common import BuildError, cache_folder, digest, installation, replace, run, say, scratch
+from devlib.common import BuildError, cache_folder, digest, installation, replace, run, say, scratch, sweep
 
 CHECKOUT = "tidegate"
 """Where the Vagrantfile's synced folder puts the checkout, without the slash."""
@@ -96,6 +96,7 @@ def ensure() -> Box:
     cache = cache_folder()
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(cache)
         base_key, tree = base.ensure()
         sources = (Path(__file__).read_text(), Path(trees.__file__).read_text(), installation())
         final = cache / f"box-{digest(base_key, *sources)}"

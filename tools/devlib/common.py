@@ -62,6 +62,16 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def sweep(cache: Path) -> None:
+    """Removes what killed runs left in the cache. The caller holds its lock: nobody is building."""
+    for left in cache.glob("building.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in cache.glob("run-*.*"):
+        pid = left.name.removeprefix("run-").partition(".")[0]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def scratch(parent: Path, name: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=parent))

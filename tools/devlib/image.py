@@ -9,7 +9,7 @@ from pathlib import Path
 
 from devlib import base, trees
 from devlib.base import GUEST_CHECKOUT, KERNELS, Kernel, chroot
-from devlib.common import cache_folder, digest, installation, replace, say, scratch
+from devlib.common import cache_folder, digest, installation, replace, say, scratch, sweep
 
 _MASKED = (
     # they take the console
@@ -101,6 +101,7 @@ def ensure(*, rebuild: bool = False) -> Image:
     cache = cache_folder()
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(cache)
         base_key, tree = base.ensure(rebuild=rebuild)
         sources = (
             Path(__file__).read_text(),

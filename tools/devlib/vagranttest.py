@@ -47,7 +47,7 @@ unix_sock_group = "root"
 unix_sock_ro_perms = "0700"
 unix_sock_rw_perms = "0700"
 """
-# run in the guest, from the checkout: the demo, a request, the ages while the worker stands still, then a new one
+# run in the guest, from the checkout: the demo, a request, ages while the worker stands still, a new worker
 _DEMO = f"""\
 set -e
 .venv/bin/tidegate demo --port {_PORT} >/tmp/demo.log 2>&1 </dev/null &
