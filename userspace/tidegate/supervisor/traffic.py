@@ -1,0 +1,99 @@
+"""What a worker keeps for its clusters and logs besides sessions: pools, health checks, names, log files."""
+
+from __future__ import annotations
+
+import logging
+from random import Random
+
+from tidegate import logs
+from tidegate.cluster.balance import ClusterState
+from tidegate.cluster.health_io import Checker
+from tidegate.cluster.resolve_io import Resolver
+from tidegate.config.model import Config, Listener, Protocol
+from tidegate.loop.reactor import Reactor
+from tidegate.session.accesslog import LogFile
+from tidegate.session.context import Context
+from tidegate.session.http_shared import HttpCluster, HttpSide
+
+# Names are asked for before the first connection comes; a name server that is silent holds nothing up longer.
+PRIME_S = 3.0
+
+_log = logging.getLogger("tidegate.worker")
+
+
+class Traffic:
+    """Kept in step with the configuration by `apply`, after the clusters' own states were."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._rng = Random()
+        self.resolver = Resolver(reactor, self._rng)
+        self._watched: dict[str, tuple[ClusterState, Checker]] = {}
+        self._http: dict[str, HttpCluster] = {}
+        self._logs: dict[str, LogFile] = {}
+        self._running = False
+
+    def apply(self, config: Config, states: dict[str, ClusterState]) -> None:
+        """Take over a configuration; `states` has exactly its clusters."""
+        served = {
+            name
+            for listener in config.listeners
+            if listener.protocol is not Protocol.TCP
+            for name in (listener.cluster, *(route.cluster for route in listener.routes))
+            if name
+        }
+        for name in [name for name, (state, _) in self._watched.items() if states.get(name) is not state]:
+            state, checker = self._watched.pop(name)
+            checker.stop()
+            self.resolver.unwatch(state)
+        for name, state in states.items():
+            if name not in self._watched:
+                checker = Checker(self._reactor, state)
+                self._watched[name] = (state, checker)
+                self.resolver.watch(state)
+                if self._running:
+                    checker.start()
+        for name in [name for name, one in self._http.items() if name not in served]:
+            self._http.pop(name).close()
+        for name in served:
+            http = self._http.get(name)
+            if http is not None and http.state is states[name]:
+                http.reconfigure()
+            else:
+                if http is not None:
+                    http.close()
+                self._http[name] = HttpCluster(states[name], self._reactor)
+        paths = {one.access_log.path for one in config.listeners if one.access_log is not None}
+        for path in [path for path in self._logs if path not in paths]:
+            self._logs.pop(path).close()
+        for path in paths:
+            if path not in self._logs:
+                self._logs[path] = LogFile(path, self._reactor)
+
+    def begin(self) -> None:
+        """The loop is about to run: resolve names, start the checks."""
+        self._running = True
+        missing = self.resolver.prime(PRIME_S)
+        if missing:
+            logs.event(_log, logging.WARNING, "names_unresolved", hosts=sorted(missing))
+        for _state, checker in self._watched.values():
+            checker.start()
+
+    def side(self, listener: Listener, ctx: Context) -> HttpSide | None:
+        """The HTTP side of a listener, None for TCP. Raises OperatorErrors."""
+        if listener.protocol is Protocol.TCP:
+            return None
+        log = self._logs[listener.access_log.path] if listener.access_log is not None else None
+        return HttpSide(listener, self._http, ctx.http, log)
+
+    def reopen(self) -> None:
+        """SIGUSR1: log files were renamed."""
+        for log in self._logs.values():
+            log.flush()
+            log.reopen()
+
+    def finish(self) -> None:
+        """The worker ends: what is buffered is written."""
+        for log in self._logs.values():
+            log.close()
+        self.resolver.close()
