@@ -346,6 +346,8 @@ class TcpSession:
             self._delivered(flow, now)
         if sent < n:
             flow.pending = memoryview(bytes(ctx.view[sent:n]))
+            if flow is self._up:
+                self._expect_answer(now)
 
     def _flush(self, flow: Flow, target: socket.socket) -> None:
         pending = flow.pending
@@ -369,6 +371,7 @@ class TcpSession:
     def _delivered(self, flow: Flow, now: int) -> None:
         if flow is self._up:
             self._last_back_ns = self._last_up_ns = now
+            self._expect_answer(now)
         else:
             self._last_front_ns = now
 
@@ -466,6 +469,12 @@ class TcpSession:
         if self._owed():
             deadline = min(deadline, self._last_up_ns + self._back_timeout_ns)
         return deadline
+
+    def _expect_answer(self, now: int) -> None:
+        """The backend's clock runs from now: its deadline may come before the one the timer is armed for."""
+        deadline = now + self._back_timeout_ns
+        if deadline < self._timer.deadline_ns:
+            self.ctx.reactor.timers.arm(self._timer, deadline)
 
     def _owed(self) -> bool:
         return self._up.pending is not None or self._last_up_ns > self._last_down_ns
