@@ -105,7 +105,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     left = leaks.settle(lambda: leaks.left_processes(name, since, os.getpid()))
     notes += [f"left behind: {process}" for process in left]
     mount = features.cgroup2_mount()
-    if not leaks.other_sessions(name):
+    if not leaks.other_sessions(os.getpid()):
         cgroups = leaks.settle(lambda: sorted(leaks.instance_cgroups(mount) - config.stash[_cgroups]))
         notes += [f"left behind: cgroup {path}" for path in cgroups]
     if notes and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -20,7 +20,7 @@ import click
 
 from tidegate import __version__
 from tidegate.errors import EXIT_FAILED, OperatorError
-from tidegate.kernel import bpf, cgroup, probes
+from tidegate.kernel import bpf, cgroup, floors, probes
 from tidegate.kernel.bpf import ProgType
 from tidegate_tools import client
 
@@ -48,15 +48,15 @@ def _root() -> Check:
 
 
 def _kernel() -> Check:
-    if reason := probes.below_floor():
+    if reason := floors.below_floor():
         return Check("kernel", False, reason, fix="boot a newer kernel; see docs/kernels.md")
     return Check("kernel", True, f"Linux {platform.release()}")
 
 
 def _splicing() -> Check:
     release = platform.release()
-    floor = ".".join(map(str, probes.SPLICE_FLOOR))
-    if probes.version(release) >= probes.SPLICE_FLOOR:
+    floor = ".".join(map(str, floors.SPLICE_FLOOR))
+    if floors.version(release) >= floors.SPLICE_FLOOR:
         return Check("kernel for splicing", True, f"{floor} or newer", needed=False)
     found = f"older than {floor}: every stream is copied through userspace"
     return Check(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from click.testing import CliRunner
 
-from tidegate.kernel import probes
+from tidegate.kernel import floors, probes
 from tidegate_tools import doctor
 from tidegate_tools.doctor import Check, Report
 
@@ -21,12 +21,12 @@ OLD, FLOOR, NEW = "5.15.0-119-generic", "6.1.0-56-cloud-amd64", "6.12.95+deb12-a
     [(OLD, (5, 15)), (FLOOR, (6, 1)), (NEW, (6, 12)), ("6.18.44-fc-v657", (6, 18)), ("custom", (0, 0))],
 )
 def test_versions_are_compared_as_numbers(release: str, numbers: tuple[int, int]) -> None:
-    assert probes.version(release) == numbers
+    assert floors.version(release) == numbers
 
 
 def test_floor_is_said_with_the_kernel_that_is_too_old() -> None:
-    assert "5.15.0-119-generic is older than 6.1" in probes.below_floor(OLD)
-    assert probes.below_floor(FLOOR) == probes.below_floor(NEW) == ""
+    assert "5.15.0-119-generic is older than 6.1" in floors.below_floor(OLD)
+    assert floors.below_floor(FLOOR) == floors.below_floor(NEW) == ""
 
 
 def test_features_are_required_from_their_kernel_on_and_the_wake_up_of_none() -> None:

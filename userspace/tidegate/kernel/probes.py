@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import select
 import socket
 import struct
@@ -25,15 +24,11 @@ from enum import StrEnum
 
 from tidegate.errors import OperatorError
 from tidegate.kernel import bpf, maps, queue_age
+from tidegate.kernel.floors import BPF_FLOOR, version
 from tidegate.kernel.half import KernelHalf
 from tidegate.kernel.loader import STEER, KernelUnavailable, MapNumber
 from tidegate.kernel.records import SteerGroup, SteerPolicy
 from tidegate.kernel.sock_diag import SockDiag
-
-BPF_FLOOR = (6, 1)
-"""The oldest kernel on which the BPF half is tested; all it uses is there since 5.14."""
-SPLICE_FLOOR = (6, 6)
-"""sockmap's sequence and ACK accounting was wrong in the releases before, and lost or repeated bytes."""
 
 _SO_ATTACH_REUSEPORT_EBPF = 52
 _BACKLOG = 16
@@ -105,21 +100,6 @@ class Result:
 
 class _LackingError(Exception):
     """A probe's finding: the feature is not there, and how that showed."""
-
-
-def version(release: str) -> tuple[int, int]:
-    """(6, 1) of "6.1.0-56-amd64"; (0, 0) when it is no such thing."""
-    found = re.match(r"(\d+)\.(\d+)", release)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def below_floor(release: str | None = None) -> str:
-    """Why this kernel is too old for the BPF half; "" when it is not."""
-    release = release or os.uname().release
-    if version(release) >= BPF_FLOOR:
-        return ""
-    oldest = ".".join(map(str, BPF_FLOOR))
-    return f"Linux {release} is older than {oldest}, the oldest that the BPF half is tested on"
 
 
 def required(feature: str, release: str) -> bool:
