@@ -40,7 +40,7 @@ Maker = Callable[[str], AbstractContextManager[Any]]
 
 
 def gate(address: str, steer: str = "p2c", hang_after: str = f"{HANG_AFTER_MS}ms") -> Gate:
-    top = {"steer": steer, "hang_after": hang_after}
+    top = {"steer": steer, "hang_after": hang_after, "kill_hung_after": "2h"}
     return Gate(address, workers=2, top=top, stale_after="60s")
 
 

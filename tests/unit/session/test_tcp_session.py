@@ -43,7 +43,6 @@ class Bench:
         entries = [
             f'{{ address = "127.0.0.1:{port}", weight = {100 - at} }}' for at, port in enumerate(ports)
         ]
-        joined = ", ".join(entries)
         text = (
             f'[[listener]]\naddress = "127.0.0.1:1"\nprotocol = "tcp"\ncluster = "app"\n{listener}\n'
             f"[cluster.app]\nbackends = [{', '.join(entries)}]\n{cluster}\n"
