@@ -50,12 +50,12 @@ unix_sock_rw_perms = "0700"
 # run in the guest, from the checkout: the demo, a request, ages while the worker stands still, a new worker
 _DEMO = f"""\
 set -e
-.venv/bin/tidegate demo --port {_PORT} >/tmp/demo.log 2>&1 </dev/null &
+systemd-run --quiet --collect --unit=demo "$PWD/.venv/bin/tidegate" demo --port {_PORT}
 for _ in $(seq 240); do
     curl -s -o /dev/null http://127.0.0.1:{_PORT}/ && break
     sleep 0.5
 done
-curl -sS -i http://127.0.0.1:{_PORT}/ || {{ cat /tmp/demo.log; exit 1; }}
+curl -sS -i http://127.0.0.1:{_PORT}/ || {{ journalctl --no-pager -u demo; exit 1; }}
 control=$(ls /tmp/tidegate-demo-*/control.sock)
 tidegate() {{ echo "$ tidegate $1 ${{*:2}}"; .venv/bin/tidegate "$@" --control "$control"; }}
 worker=$(pgrep -f '^tidegate: worker 0' | head -n 1)
@@ -167,8 +167,11 @@ def _inside(folder: Path, boxed: box.Box, tests: list[str]) -> None:
         seen = guest(f"sudo bash -c {_quote(_DEMO)}", "the demo in the guest")
         if str(_PORT) not in seen.split("HTTP/1.1 200", 1)[-1]:
             raise BuildError("tidegate ages did not show the demo's listener")
-        with urllib.request.urlopen(f"http://127.0.0.1:{_PORT}/", timeout=30) as answer:
-            show(f"from the host, through the forwarded port: {answer.status} {answer.read(80)!r}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{_PORT}/", timeout=30) as answer:
+                show(f"from the host, through the forwarded port: {answer.status} {answer.read(80)!r}")
+        except OSError as error:
+            raise BuildError(f"no answer through the forwarded port: {error}") from None
         guest("sudo .venv/bin/tidegate doctor", "tidegate doctor in the guest")
     finally:
         _shell("vagrant destroy -f", "vagrant destroy", show)
