@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,6 +39,12 @@ def cache_folder() -> Path:
     folder = Path(base) / "tidegate"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def end_on_signals() -> None:
+    """Lets SIGTERM and SIGHUP end us as an exception does, so that what is to be undone is undone."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def say(text: str) -> None:

@@ -23,7 +23,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from devlib import box, vmtest
-from devlib.common import ROOT, BuildError, cache_folder, run, say, scratch
+from devlib.common import ROOT, BuildError, cache_folder, end_on_signals, run, say, scratch
 
 _INSIDE = "TIDEGATE_VAGRANT_TEST_INSIDE"
 _PORT = 8080
@@ -211,6 +211,7 @@ def main(argv: list[str]) -> int:
             _inside(Path(inside), box.Box(Path(os.environ["TIDEGATE_VAGRANT_BOX_FOLDER"])), tests)
             return 0
         os.nice(10)
+        end_on_signals()
         boxed = box.ensure()
         before = _host_state()
         with scratch(cache_folder(), f"run-{os.getpid()}") as folder:

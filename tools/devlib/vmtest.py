@@ -14,7 +14,7 @@ if __package__ in (None, ""):
 
 from devlib import image, qemu, support
 from devlib.base import KERNELS, Kernel
-from devlib.common import ROOT, BuildError, cache_folder, carry_tar, say, scratch
+from devlib.common import ROOT, BuildError, cache_folder, carry_tar, end_on_signals, say, scratch
 
 # under emulation everything takes a few times longer; tests multiply what they wait for by it
 _TIME_SCALE = 4
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("tests", nargs="*", help="arguments for pytest in place of the usual set (after --)")
     options = parser.parse_args(argv)
     os.nice(10)
+    end_on_signals()
     try:
         if reason := qemu.available():
             raise BuildError(f"this machine cannot run guests: {reason}")
