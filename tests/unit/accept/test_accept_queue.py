@@ -94,7 +94,9 @@ def test_against_a_sorted_list(steps: list[tuple[str, int]]) -> None:
             model.append(value)
             model.sort()
         elif what == "sweep":
-            assert [e.established_ns for e in queue.sweep(rule, value)] == [t for t in model if value - t > 100]
+            assert [e.established_ns for e in queue.sweep(rule, value)] == [
+                t for t in model if value - t > 100
+            ]
             model = [t for t in model if value - t <= 100]
         else:
             entry = queue.pop_newest() if what == "newest" else queue.pop_oldest()
