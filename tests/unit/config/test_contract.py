@@ -208,7 +208,7 @@ def test_defaults_of_a_tcp_listener() -> None:
     assert listener.zombie_after_ns == 600 * S
     assert (listener.splice, listener.splice_after) == (m.Splice.AUTO, 262_144)
     cluster = parsed.cluster("app")
-    assert (cluster.balance, cluster.max_in_flight) == (m.Balance.LEAST_CONNECTIONS, None)
+    assert (cluster.balance, cluster.max_in_flight) == (m.Balance.P2C, None)
     assert (cluster.connect_timeout_ns, cluster.back_timeout_ns, cluster.retries) == (3 * S, 30 * S, 2)
     assert (cluster.sticky_cookie, cluster.eject, cluster.health, cluster.tls) == ("", None, None, None)
 

@@ -94,13 +94,3 @@ def test_off_is_always_built() -> None:
         'max_in_flight = "off"\nsticky = "off"\neject = "off"\nhealth = "off"\ntls = "off"\n'
         'send_proxy = "off"\n'
     )
-
-
-def test_a_host_name_in_a_backend_table_is_found(directory: Path) -> None:
-    if not any(entry.path[-1] == "*" for entry in PENDING):
-        pytest.skip("host names are built")
-    with pytest.raises(ConfigErrors, match="not built yet"):
-        config.parse(
-            '[[listener]]\naddress = "127.0.0.1:8080"\nprotocol = "tcp"\ncluster = "app"\n'
-            '[cluster.app]\nbackends = [{ address = "app.internal:9000" }]\n'
-        )

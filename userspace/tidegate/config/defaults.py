@@ -118,8 +118,8 @@ ANSWER_CONTENT_TYPE: Final = "text/plain; charset=utf-8"
 
 BACKEND_MODE: Final = BackendMode.READY
 WEIGHT: Final = 1
-BALANCE: Final = Balance.LEAST_CONNECTIONS
-"""Becomes p2c (power of two choices) when that is built; until then it would be refused."""
+BALANCE: Final = Balance.P2C
+"""Power of two choices: nearly as even as the least loaded of all, and no herd when many workers choose."""
 MAX_IN_FLIGHT: Final = None
 """off. Becomes "auto" when the limit that finds itself is built."""
 MAX_WAITING: Final = 1024

@@ -71,13 +71,13 @@ class EndReason(Documented):
     )
     NO_BACKEND = "no_backend", "The cluster had no backend to try."
     FD_EXHAUSTED = "fd_exhausted", "No file descriptor was left for the connection to the backend."
-    IDLE = "idle", "http: no further request came within keepalive_timeout."
-    REQUEST_TIMEOUT = "request_timeout", "http: no whole request head came within request_timeout."
-    BAD_REQUEST = "bad_request", "http: the request was malformed or over a limit, and was refused."
+    IDLE = "idle", "An HTTP client sent no further request within keepalive_timeout."
+    REQUEST_TIMEOUT = "request_timeout", "No whole HTTP request head came within request_timeout."
+    BAD_REQUEST = "bad_request", "The HTTP request was malformed or over a limit, and was refused."
     BAD_PROXY_HEADER = "bad_proxy_header", "The PROXY header was missing, malformed or of another version."
-    BACKEND_CLOSED = "backend_closed", "http: the backend closed before or inside its response."
-    BAD_RESPONSE = "bad_response", "http: the backend's response was malformed or over a limit."
-    OVERLOADED = "overloaded", "http: no place at the cluster came free in time, or too many waited for one."
+    BACKEND_CLOSED = "backend_closed", "The backend closed before or inside its HTTP response."
+    BAD_RESPONSE = "bad_response", "The backend's HTTP response was malformed or over a limit."
+    OVERLOADED = "overloaded", "No place at the cluster came free in time, or too many waited for one."
     LIMITED = "limited", "The client was over its limit of connections or requests."
     ZOMBIE = "zombie", "The zombie checker found no progress for longer than zombie_after."
     MAX_AGE = "max_age", "The zombie checker found it older than max_session_age."
@@ -91,11 +91,11 @@ class StatusClass(Documented):
     """What a request was answered with."""
 
     NONE = "none", "Nothing: it was cut before a status was sent."
-    SWITCHING = "1xx", "101: the connection was upgraded."
-    OK = "2xx", "Success."
-    REDIRECT = "3xx", "Redirection, 304 included."
-    CLIENT_ERROR = "4xx", "The request was at fault."
-    SERVER_ERROR = "5xx", "The backend or tidegate was at fault."
+    UPGRADED = "upgraded", "Status 101, the connection was upgraded to another protocol."
+    SUCCESS = "success", "A status of 200 to 299."
+    REDIRECTION = "redirection", "A status of 300 to 399, 304 included."
+    CLIENT_ERROR = "client_error", "A status of 400 to 499."
+    SERVER_ERROR = "server_error", "A status of 500 to 599, the backend's or tidegate's."
 
 
 class AcceptError(Documented):
@@ -239,7 +239,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "requests_total",
         _L,
         _COUNTER,
-        "http: requests, by the class of the status they were answered with.",
+        "HTTP requests, by the class of the status they were answered with.",
         "status",
         _values(StatusClass),
     ),
@@ -247,16 +247,22 @@ METRICS: Final[tuple[Metric, ...]] = (
         "request_failures_total",
         _L,
         _COUNTER,
-        "http: requests that did not end well, by why.",
+        "HTTP requests that did not end well, by why.",
         "reason",
         _values(EndReason),
     ),
-    Metric("request_duration_ns", _L, _HISTOGRAM, "http: time from a whole request head to the response's end."),
-    Metric("own_answers_total", _L, _COUNTER, "http: responses that tidegate gave itself."),
-    Metric("reused_connections_total", _L, _COUNTER, "http: requests sent on a kept-alive backend connection."),
-    Metric("request_retries_total", _L, _COUNTER, "http: requests sent once more, to this or another backend."),
-    Metric("upgrades_total", _L, _COUNTER, "http: connections upgraded to another protocol."),
-    Metric("log_lines_dropped_total", _L, _COUNTER, "http: access log lines that the log could not take in time."),
+    Metric(
+        "request_duration_ns", _L, _HISTOGRAM, "Time from a whole HTTP request head to the response's end."
+    ),
+    Metric("own_answers_total", _L, _COUNTER, "HTTP responses that tidegate gave itself."),
+    Metric(
+        "reused_connections_total", _L, _COUNTER, "HTTP requests sent on a kept-alive backend connection."
+    ),
+    Metric(
+        "request_retries_total", _L, _COUNTER, "HTTP requests sent once more, to this or another backend."
+    ),
+    Metric("upgrades_total", _L, _COUNTER, "HTTP connections upgraded to another protocol."),
+    Metric("log_lines_dropped_total", _L, _COUNTER, "Access log lines that the log could not take in time."),
     Metric(
         "steer_verdicts_total",
         _L,

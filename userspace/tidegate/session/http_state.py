@@ -10,7 +10,7 @@ from tidegate.http.proxyproto import ProxyHeader, ProxyReader
 from tidegate.http.request import Request
 from tidegate.loop.reactor import EPOLLIN, EPOLLRDHUP
 from tidegate.loop.timers import Timer
-from tidegate.metrics.names import LISTENER, EndReason
+from tidegate.metrics.names import LISTENER, EndReason, StatusClass
 from tidegate.session.context import Context
 from tidegate.session.http_shared import Queued
 
@@ -59,9 +59,7 @@ DURATION = LISTENER.index("request_duration_ns")
 REUSED = LISTENER.index("reused_connections_total")
 ANSWERS = LISTENER.index("own_answers_total")
 UPGRADES = LISTENER.index("upgrades_total")
-REQUESTS: Final = [
-    LISTENER.index("requests_total", name) for name in ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
-]
+REQUESTS: Final = [LISTENER.index("requests_total", name) for name in StatusClass]  # by status // 100
 NOT_WELL: Final = {reason: LISTENER.index("request_failures_total", reason.value) for reason in EndReason}
 
 
