@@ -34,6 +34,10 @@ _BASE_PACKAGES = (
 )
 
 
+# what it mounts is gone and what it started is dead when it ends, or we do
+_ISOLATED = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
+
+
 def debian_mirrors() -> tuple[str, str | None]:
     """The machine's own apt mirror of Debian and, if it has one, of Debian's security updates.
 
@@ -93,10 +97,7 @@ def chroot(tree: Path, what: str, *argv: str) -> None:
     ]
     run(
         [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
+            *_ISOLATED,
             "sh",
             "-c",
             script,
@@ -117,7 +118,7 @@ def _build_base(tree: Path, mirror: str, security: str | None) -> None:
         SUITE,
         str(tree),
     ]
-    run(["unshare", "--mount", "--propagation", "private", *debootstrap, mirror], "debootstrap")
+    run([*_ISOLATED, *debootstrap, mirror], "debootstrap")
     sources = [f"deb {mirror} {suite} main" for suite in (SUITE, f"{SUITE}-updates", f"{SUITE}-backports")]
     if security:
         sources.append(f"deb {security} {SUITE}-security main")

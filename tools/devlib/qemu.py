@@ -20,7 +20,7 @@ from devlib.image import Image
 _PR_SET_PDEATHSIG = 1
 # panic=-1 ends a guest that panics at once; mitigations cost emulation dear and change nothing that is tested
 _COMMAND_LINE = (
-    "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.show_status=0 panic=-1 mitigations=off"
+    "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.show_status=auto panic=-1 mitigations=off"
 )
 # KVM is not asked for: where it is missing or broken the suite must mean the same as where it is not
 _ACCELERATOR = "tcg,thread=multi,tb-size=256"
