@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any, Final
@@ -228,8 +229,11 @@ class Pattern(Kind):
         if len(text) > _MAX_REGEX:
             raise BadValueError(f"is longer than {_MAX_REGEX} characters")
         try:
-            re.compile(text.encode("utf-8"))  # paths are bytes when they are matched
-        except (re.error, RecursionError, OverflowError) as error:
+            with warnings.catch_warnings():
+                # what Python means to read differently one day ("[[") is refused today
+                warnings.simplefilter("error", FutureWarning)
+                re.compile(text.encode("utf-8"))  # paths are bytes when they are matched
+        except (re.error, RecursionError, OverflowError, FutureWarning) as error:
             raise BadValueError(
                 f"is not a regular expression: {error}",
                 fix="in TOML, 'single quotes' keep backslashes as they are",
