@@ -95,6 +95,8 @@ class Bench:
         self.relay(0.01)
 
     def close(self) -> None:
+        for _, session in list(self.ctx.slab):
+            session.end(EndReason.SHUTDOWN)
         self.reactor.close()
         for sock in (self.client, self.front, *self.listening, *self.accepted):
             sock.close()
