@@ -39,15 +39,20 @@ COLUMNS = [
 Maker = Callable[[str], AbstractContextManager[Any]]
 
 
-def gate(address: str, steer: str = "p2c", hang_after: str = f"{HANG_AFTER_MS}ms") -> Gate:
-    top = {"steer": steer, "hang_after": hang_after, "kill_hung_after": "2h"}
-    return Gate(address, workers=2, top=top, stale_after="60s")
+def gate(address: str, **top: str) -> Gate:
+    given = {"hang_after": f"{HANG_AFTER_MS}ms", "kill_hung_after": "2h", **top}
+    return Gate(address, workers=2, top=given, stale_after="60s")
+
+
+def plain_reuseport(address: str) -> Gate:
+    """The kernel's own hash over the listeners, and nobody looks after a sibling."""
+    return gate(address, queue_age="tcp_info", hang_after="1h")
 
 
 MAKERS: dict[str, Maker] = {
     "tidegate p2c": gate,
-    "tidegate least_queue": lambda address: gate(address, "least_queue"),
-    "tidegate hash, no heartbeat": lambda address: gate(address, "hash", "1h"),
+    "tidegate least_queue": lambda address: gate(address, steer="least_queue"),
+    "plain reuseport": plain_reuseport,
     "nginx 2 workers": lambda address: Nginx(address, workers=2),
     "nginx 2 workers reuseport": lambda address: Nginx(address, workers=2, reuseport=True),
     "haproxy 2 threads": lambda address: HAProxy(address, threads=2),
