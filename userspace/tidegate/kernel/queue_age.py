@@ -135,7 +135,8 @@ def choose(setting: QueueAgeSource, failure: OperatorError | None) -> AgeSource:
         return AgeSource(read_tcp_info, TCP_INFO, 'queue_age = "tcp_info" is configured')
     if setting is QueueAgeSource.ACCEPT:
         reader = read_bpf if failure is None else read_tcp_info
-        return AgeSource(_from_accept(reader), ACCEPT, 'queue_age = "accept" is configured: for comparison only')
+        reason = 'queue_age = "accept" is configured: for comparison only'
+        return AgeSource(_from_accept(reader), ACCEPT, reason)
     if failure is None:
         return AgeSource(read_bpf, BPF, "")
     if setting is QueueAgeSource.BPF:
