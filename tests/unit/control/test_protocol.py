@@ -121,12 +121,12 @@ def test_bad_arguments(given_args: Any, says: str) -> None:
 
 @given(st.dictionaries(st.sampled_from([arg.name for arg in ARGS]) | st.text(), json_values))
 def test_no_argument_breaks_the_reader(args: dict[str, Any]) -> None:
+    code, got = None, {}
     try:
         got = read_args(ARGS, args)
     except VerbError as refused:
-        assert refused.code is ErrorCode.BAD_ARGUMENT
-    else:
-        assert set(got) == {arg.name for arg in ARGS}
+        code = refused.code
+    assert code is ErrorCode.BAD_ARGUMENT or set(got) == {arg.name for arg in ARGS}
 
 
 def test_codes_are_a_closed_list() -> None:

@@ -223,6 +223,7 @@ class Exporter:
         predecessor = _read_only(self.predecessor) if self.predecessor is not None else None
         kept, self.sock = sock, None
         self._close_inherited()
+        _close_all_but({0, 1, 2, kept.fileno(), ours.fd, *([predecessor.fd] if predecessor else [])})
         with contextlib.suppress(OSError):
             os.nice(5)
         become(self._user)
@@ -234,6 +235,14 @@ class Exporter:
             reactor, kept, CONTENT_TYPE, lambda: render(totals(gate.read(ours, predecessor))).encode()
         )
         server.run_until_told()
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Mappings hold duplicates of their fds, maps of the kernel half among them: those go too."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
 
 
 def _read_only(segment: Segment) -> Segment:

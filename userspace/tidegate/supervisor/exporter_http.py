@@ -50,10 +50,9 @@ class MetricsServer:
         self.reactor.close()
 
     def stop(self) -> None:
+        """Take nobody new; whoever is connected gets an answer."""
         self._stopping = True
         self.reactor.remove(self._sock.fileno())
-        for scrape in [scrape for scrape in self.scrapes if not scrape.answering]:
-            scrape.close()
         self._check_end()
 
     def gone(self, scrape: Scrape) -> None:
