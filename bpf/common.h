@@ -23,6 +23,10 @@
 #define MAP_MOVED 5	/* LRU hash: cookie of a migrated connection -> its new slot (u32) */
 #define MAP_GROUP 6	/* array of one: struct steer_group */
 #define MAP_SOCKS 7	/* reuseport sockarray: position -> listener */
+#define MAP_SPLICED 8	/* sockhash: cookie -> a socket of a spliced session, as a target */
+#define MAP_SPLICE_INDEX 9	/* hash: cookie -> index of the direction that begins there (u32) */
+#define MAP_SPLICE_FLOWS 10	/* array: struct splice_flow */
+#define MAP_SPLICE_SOURCES 11	/* sockhash that splice.c is attached to */
 
 #define TCP_CLOSE_STATE 7
 #define TCP_CLOSE_WAIT_STATE 8

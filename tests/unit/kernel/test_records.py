@@ -35,7 +35,7 @@ def test_every_size_and_offset_is_the_header_s(tmp_path: Path) -> None:
             )
             expected.append(f"{tag}.{name} {offset} {size}")
     for name, value in records.CONSTANTS.items():
-        prints.append(f'printf("{name} %lld\\n", (long long){name});')
+        prints.append(f'printf("{name} %llu\\n", (unsigned long long){name});')
         expected.append(f"{name} {int(value)}")
     body = "\n".join(prints)
     out = _run_c(tmp_path, f'{_PRELUDE}#include "records.h"\nint main(void) {{\n{body}\nreturn 0;\n}}\n')

@@ -25,6 +25,7 @@ class Cmd(IntEnum):
     MAP_DELETE_ELEM = 3
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
+    PROG_ATTACH = 8
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
@@ -146,6 +147,16 @@ class _LinkUpdate(ctypes.Structure):
         ("new_prog_fd", c_uint32),
         ("flags", c_uint32),
         ("old_prog_fd", c_uint32),
+    ]
+
+
+class _ProgAttach(ctypes.Structure):
+    _fields_ = [
+        ("target_fd", c_uint32),
+        ("attach_bpf_fd", c_uint32),
+        ("attach_type", c_uint32),
+        ("attach_flags", c_uint32),
+        ("replace_bpf_fd", c_uint32),
     ]
 
 
@@ -347,6 +358,11 @@ def btf_load(blob: bytes) -> int:
 def link_create(prog_fd: int, target_fd: int, attach: AttachType) -> int:
     """Attaches a program for as long as somebody holds the link's fd."""
     return _bpf(Cmd.LINK_CREATE, _LinkCreate(prog_fd=prog_fd, target_fd=target_fd, attach_type=attach))
+
+
+def map_attach(prog_fd: int, map_fd: int, attach: AttachType) -> None:
+    """Gives a map of sockets its program, for as long as the map exists."""
+    _bpf(Cmd.PROG_ATTACH, _ProgAttach(target_fd=map_fd, attach_bpf_fd=prog_fd, attach_type=attach))
 
 
 def link_update(link_fd: int, new_prog_fd: int) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from tidegate.errors import OperatorError
 from tidegate.kernel import bpf, records
 from tidegate.kernel.bpf import AttachType, ProgType
+from tidegate.kernel.kernel_types import member_offset
 
 _COMPILE_TIMEOUT_S = 60.0
 _VERIFIER_LOG_BYTES = 4 << 20
@@ -45,6 +46,10 @@ class MapNumber(IntEnum):
     MOVED = 5
     GROUP = 6
     SOCKS = 7
+    SPLICED = 8
+    SPLICE_INDEX = 9
+    SPLICE_FLOWS = 10
+    SPLICE_SOURCES = 11  # not named by the program, but the map it is attached to
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ class Program:
 SOCKOPS = Program("sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, load_attach=False)
 GETSOCKOPT = Program("getsockopt", ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_GETSOCKOPT)
 STEER = Program("steer", ProgType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE)
-PROGRAMS = (SOCKOPS, GETSOCKOPT, STEER)
+SPLICE = Program("splice", ProgType.SK_SKB, AttachType.SK_SKB_STREAM_VERDICT)
+PROGRAMS = (SOCKOPS, GETSOCKOPT, STEER, SPLICE)
 
 
 def source_dir() -> Path:
@@ -186,7 +192,12 @@ def compile_programs(programs: Iterable[Program] = PROGRAMS, defines: Iterable[s
     # as one text: most of the time goes to the headers
     parts = [f'#line 1 "{p.name}.c"\n{(directory / f"{p.name}.c").read_text()}' for p in wanted]
     request = {
-        "cflags": [f"-I{directory}", "-Wno-macro-redefined", *(f"-D{define}" for define in defines)],
+        "cflags": [
+            f"-I{directory}",
+            "-Wno-macro-redefined",
+            f"-DTCP_BYTES_ACKED={member_offset('tcp_sock', 'bytes_acked') or 0}",
+            *(f"-D{define}" for define in defines),
+        ],
         "text": "\n".join([*parts, '#line 1 "records.py"', records.static_asserts()]),
         "functions": {p.name: p.function for p in wanted},
     }

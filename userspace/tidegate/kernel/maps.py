@@ -14,12 +14,15 @@ from tidegate.kernel.records import (
     MAX_WORKERS,
     AgeHistogram,
     Slot,
+    SpliceFlow,
     Stamp,
     SteerGroup,
 )
 
 # migrated connections wait in a backlog: this many may do so at once before the oldest are forgotten
 MAX_MOVED = 65536
+# directions that one worker may splice at once, 128 bytes each; two make a session
+MAX_SPLICE_FLOWS = 8192
 
 
 def _records(kind: MapType, record: type[ctypes.Structure], entries: int, name: str, flags: int) -> int:
@@ -50,6 +53,14 @@ def create(number: MapNumber) -> int:
             return _records(MapType.ARRAY, SteerGroup, 1, "tg_group", bpf.F_MMAPABLE)
         case MapNumber.SOCKS:
             return bpf.map_create(MapType.REUSEPORT_SOCKARRAY, 4, 8, MAX_WORKERS, "tg_socks")
+        case MapNumber.SPLICED:
+            return bpf.map_create(MapType.SOCKHASH, 8, 8, MAX_SPLICE_FLOWS, "tg_spliced")
+        case MapNumber.SPLICE_SOURCES:
+            return bpf.map_create(MapType.SOCKHASH, 8, 8, MAX_SPLICE_FLOWS, "tg_splice_src")
+        case MapNumber.SPLICE_INDEX:
+            return bpf.map_create(MapType.HASH, 8, 4, MAX_SPLICE_FLOWS, "tg_splice_index")
+        case MapNumber.SPLICE_FLOWS:
+            return _records(MapType.ARRAY, SpliceFlow, MAX_SPLICE_FLOWS, "tg_splice_flows", bpf.F_MMAPABLE)
 
 
 # one of each per instance; a steered listener adds a GROUP and a SOCKS of its own

@@ -22,6 +22,7 @@ MAX_LISTENERS = 256
 MAX_WORKERS = 64
 AGE_BUCKETS = 40
 NO_SLOT = 0xFFFFFFFF
+NO_BUDGET = 0xFFFFFFFF_FFFFFFFF
 
 
 class StampFlag(IntFlag):
@@ -128,7 +129,32 @@ class SteerGroup(ctypes.Structure):
     ]
 
 
-SHARED: tuple[type[ctypes.Structure], ...] = (Stamp, QueueAgeAnswer, Slot, AgeHistogram, SteerGroup)
+class SpliceFlow(ctypes.Structure):
+    _c_name_ = "splice_flow"
+    _fields_ = [
+        ("consumed", c_uint64),
+        ("limit", c_uint64),
+        ("budget", c_uint64),
+        ("base", c_uint64),
+        ("target", c_uint64),
+        ("user_pad", c_uint64 * 3),
+        ("redirected", c_uint64),
+        ("passed", c_uint64),
+        ("held", c_uint64),
+        ("received_ns", c_uint64),
+        ("redirected_ns", c_uint64),
+        ("kernel_pad", c_uint64 * 3),
+    ]
+
+
+SHARED: tuple[type[ctypes.Structure], ...] = (
+    Stamp,
+    QueueAgeAnswer,
+    Slot,
+    AgeHistogram,
+    SteerGroup,
+    SpliceFlow,
+)
 
 CONSTANTS: dict[str, int] = {
     "RECORDS_VERSION": RECORDS_VERSION,
@@ -147,6 +173,7 @@ CONSTANTS: dict[str, int] = {
     "MAX_WORKERS": MAX_WORKERS,
     "AGE_BUCKETS": AGE_BUCKETS,
     "NO_SLOT": NO_SLOT,
+    "NO_BUDGET": NO_BUDGET,
     "STEER_P2C": SteerPolicy.P2C,
     "STEER_LEAST_QUEUE": SteerPolicy.LEAST_QUEUE,
     "STEER_HASH": SteerPolicy.HASH,
@@ -186,5 +213,5 @@ def static_asserts() -> str:
             where = f'"{tag}.{name}"'
             lines.append(f"_Static_assert(__builtin_offsetof(struct {tag}, {name}) == {offset}, {where});")
             lines.append(f"_Static_assert(sizeof(((struct {tag} *)0)->{name}) == {size}, {where});")
-    lines += [f'_Static_assert({name} == {int(value)}u, "{name}");' for name, value in CONSTANTS.items()]
+    lines += [f'_Static_assert({name} == {int(value)}ull, "{name}");' for name, value in CONSTANTS.items()]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tidegate.config.model import Listener
     from tidegate.metrics.names import EndReason
     from tidegate.session.http_shared import HttpSide
+    from tidegate.session.spliced import Splicer
 
 # One buffer per worker: bytes are copied out of it only when they must wait. 64 KiB is what a socket
 # of default size holds; larger buys nothing measurable for a relay and costs cache.
@@ -70,6 +71,7 @@ class Context:
     words: memoryview  # this listener's and worker's counters, metrics scope LISTENER
     on_end: Callable[[Session, EndReason], None]
     active: int = 0
+    splicer: Splicer | None = None  # lets the kernel move the bytes of long streams, where it can
     http: HttpSide | None = None  # what the sessions of an http listener share
     draining: bool = False  # nothing new is to be begun: keep no connection alive
 

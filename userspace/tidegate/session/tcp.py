@@ -24,6 +24,7 @@ from tidegate.session.context import Context, has_unread_bytes, reset, unsent_by
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
     from tidegate.cluster.balance import ClusterState
+    from tidegate.session.spliced import Spliced
 
 CONNECTING, RELAYING, DRAINING, CLOSED = range(4)
 STATE_NAMES = ("connecting", "relaying", "draining", "closed")
@@ -35,6 +36,7 @@ WATCH_CLIENT_AFTER_NS = 20_000_000
 # bytes are acknowledged, looked at this often, and within a second in any case.
 DRAIN_TICK_NS = 5_000_000
 DRAIN_LIMIT_NS = 900_000_000
+NEVER = 1 << 62  # bytes: no session moves so many
 
 _BYTES_IN = LISTENER.index("received_bytes_total")
 _BYTES_OUT = LISTENER.index("sent_bytes_total")
@@ -80,6 +82,7 @@ class TcpSession:
         "_last_front_ns",
         "_last_up_ns",
         "_retry",
+        "_splice_at",
         "_state",
         "_timer",
         "_up",
@@ -89,6 +92,7 @@ class TcpSession:
         "established_ns",
         "front",
         "peer",
+        "splice",
         "started_ns",
         "token",
     )
@@ -114,8 +118,8 @@ class TcpSession:
         self.back: socket.socket | None = None
         self.token = ctx.slab.insert(self)
         self._state = CONNECTING
-        self._up = Flow(_BYTES_IN)
-        self._down = Flow(_BYTES_OUT)
+        self._up: Flow = Flow(_BYTES_IN)
+        self._down: Flow = Flow(_BYTES_OUT)
         self._front_interest = -1  # -1: not watched
         self._back_interest = -1
         self._back_broken = False
@@ -128,6 +132,8 @@ class TcpSession:
         self._back_timeout_ns = self._cluster.config.back_timeout_ns
         self._last_front_ns = self._last_back_ns = self._last_up_ns = self._last_down_ns = now
         self._timer = Timer(self._on_timer)
+        self.splice: Spliced | None = None  # while the kernel moves the bytes
+        self._splice_at = NEVER if ctx.splicer is None else ctx.splicer.threshold(ctx)
 
     def start(self) -> None:
         self._connect()
@@ -148,12 +154,20 @@ class TcpSession:
         self._update_interest()
 
     @property
+    def relaying(self) -> bool:
+        return self._state == RELAYING
+
+    @property
     def last_progress_ns(self) -> int:
+        if self.splice is not None:
+            self._note_moves(self.splice)
         return max(self._last_front_ns, self._last_back_ns)
 
     def describe(self) -> dict[str, Any]:
         now = self.ctx.reactor.now
         up, down = self._up, self._down
+        if self.splice is not None:
+            self.splice.sync()
         return {
             "token": self.token,
             "protocol": "tcp",
@@ -169,6 +183,7 @@ class TcpSession:
             "pending_out": len(down.pending) if down.pending is not None else 0,
             "client_fin": up.eof,
             "backend_fin": down.eof,
+            "spliced": self.splice is not None,
         }
 
     def drain(self) -> None:
@@ -240,6 +255,8 @@ class TcpSession:
         ctx.reactor.timers.arm(self._timer, self._idle_deadline())
         # the client's first bytes are here already more often than not: save a turn of the loop
         self._pump(self._up, self.front, back)
+        if self._splice_at == 0 and self._state == RELAYING:
+            self._hand_over()
         if self._state == RELAYING:
             self._update_interest()
 
@@ -323,10 +340,7 @@ class TcpSession:
             self._source_broken(flow)
             return
         now = ctx.reactor.now
-        if flow is self._up:
-            self._last_front_ns = now
-        else:
-            self._last_back_ns = self._last_down_ns = now
+        self._received(flow, now)
         if n == 0:
             flow.eof = True
             self._finish(flow, target)
@@ -348,6 +362,14 @@ class TcpSession:
             flow.pending = memoryview(bytes(ctx.view[sent:n]))
             if flow is self._up:
                 self._expect_answer(now)
+        elif flow.bytes >= self._splice_at:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the kernel move the bytes from here on, if nothing waits here and it is willing."""
+        ctx = self.ctx
+        if self._up.pending is None and self._down.pending is None and ctx.splicer is not None:
+            self._splice_at = ctx.splicer.hand_over(self)
 
     def _flush(self, flow: Flow, target: socket.socket) -> None:
         pending = flow.pending
@@ -367,6 +389,12 @@ class TcpSession:
         flow.pending = None
         if flow.eof:
             self._finish(flow, target)
+
+    def _received(self, flow: Flow, now: int) -> None:
+        if flow is self._up:
+            self._last_front_ns = now
+        else:
+            self._last_back_ns = self._last_down_ns = now
 
     def _delivered(self, flow: Flow, now: int) -> None:
         if flow is self._up:
@@ -412,7 +440,9 @@ class TcpSession:
 
     def _reset_front_when_delivered(self) -> None:
         self._drop_back()
-        if unsent_bytes(self.front) == 0:
+        if self.splice is not None:
+            self.splice.stop()
+        if self._delivered_all():
             self._end(EndReason.BACKEND_RESET, reset_front=True)
             return
         self._state = DRAINING
@@ -420,9 +450,17 @@ class TcpSession:
         self._wait_until_ns = self.ctx.reactor.now + DRAIN_LIMIT_NS
         self.ctx.reactor.timers.arm(self._timer, self.ctx.reactor.now + DRAIN_TICK_NS)
 
+    def _delivered_all(self) -> bool:
+        """Whether the client has all that the backend sent."""
+        if self.splice is not None and self.splice.undelivered:
+            return False
+        return unsent_bytes(self.front) == 0
+
     # interest: modify() only on change
 
     def _update_interest(self) -> None:
+        if self.splice is not None:  # it watches by itself
+            return
         up, down = self._up, self._down
         front = 0 if up.pending is not None or up.eof else EPOLLIN
         if down.pending is not None:
@@ -430,17 +468,20 @@ class TcpSession:
         back = 0 if down.pending is not None or down.eof else EPOLLIN
         if up.pending is not None:
             back |= EPOLLOUT
-        reactor = self.ctx.reactor
+        self._watch(front, back)
+
+    def _watch(self, front: int, back: int) -> None:
+        reactor, splice = self.ctx.reactor, self.splice
         if front != self._front_interest and not (front == 0 and self._front_interest == -2):
             if self._front_interest < 0:
-                reactor.add(self.front.fileno(), front, self._on_front)
+                reactor.add(self.front.fileno(), front, splice.on_front if splice else self._on_front)
             else:
                 reactor.modify(self.front.fileno(), front)
             self._front_interest = front
         if back != self._back_interest and not (back == 0 and self._back_interest == -2):
             assert self.back is not None
             if self._back_interest < 0:
-                reactor.add(self.back.fileno(), back, self._on_back)
+                reactor.add(self.back.fileno(), back, splice.on_back if splice else self._on_back)
             else:
                 reactor.modify(self.back.fileno(), back)
             self._back_interest = back
@@ -470,6 +511,14 @@ class TcpSession:
             deadline = min(deadline, self._last_up_ns + self._back_timeout_ns)
         return deadline
 
+    def _note_moves(self, splice: Spliced) -> None:
+        """What the kernel moved counts as what we move does."""
+        front_in, back_out, back_in, front_out = splice.last_moves(self.ctx.reactor.now)
+        self._last_front_ns = max(self._last_front_ns, front_in, front_out)
+        self._last_back_ns = max(self._last_back_ns, back_in, back_out)
+        self._last_up_ns = max(self._last_up_ns, back_out)
+        self._last_down_ns = max(self._last_down_ns, back_in)
+
     def _expect_answer(self, now: int) -> None:
         """The backend's clock runs from now: its deadline may come before the one the timer is armed for."""
         deadline = now + self._back_timeout_ns
@@ -477,6 +526,8 @@ class TcpSession:
             self.ctx.reactor.timers.arm(self._timer, deadline)
 
     def _owed(self) -> bool:
+        if self.splice is not None and self.splice.behind:
+            return True
         return self._up.pending is not None or self._last_up_ns > self._last_down_ns
 
     def _on_timer(self, now: int) -> None:
@@ -489,7 +540,7 @@ class TcpSession:
             else:
                 self._end(EndReason.FRONT_TIMEOUT, reset_front=True, reset_back=True)
         elif self._state == DRAINING:
-            if now >= self._wait_until_ns or unsent_bytes(self.front) == 0:
+            if now >= self._wait_until_ns or self._delivered_all():
                 self._end(EndReason.BACKEND_RESET, reset_front=True)
             else:
                 self.ctx.reactor.timers.arm(self._timer, now + DRAIN_TICK_NS)
@@ -510,6 +561,9 @@ class TcpSession:
             return
         ctx = self.ctx
         ctx.reactor.timers.cancel(self._timer)
+        if self.splice is not None:
+            self.splice.close()
+            self.splice = None
         if reset_front:
             reset(self.front)
         ctx.reactor.forget(self.front.fileno())

@@ -43,6 +43,7 @@ def document(supervisor: Supervisor) -> dict[str, Any]:
         "cgroup": str(half.cgroup.path) if half is not None else "",
         "maps": half.map_ids() if half is not None else {},
         "steering": _steering(supervisor),
+        "splice": {"by": supervisor.splice.by, "reason": supervisor.splice.reason},
         "workers": worker_list(supervisor, rows, loops),
         "listeners": [
             _listener(supervisor, group, listeners.get(group.name)) for group in supervisor.groups.groups

@@ -33,7 +33,7 @@ from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, PROCESS, WORKER, DeathCause, ReloadResult, Scope
 from tidegate.metrics.recovery import worker_died
 from tidegate.metrics.segment import SUPERVISOR, RowKey, Segment
-from tidegate.supervisor import worker
+from tidegate.supervisor import splice, worker
 from tidegate.supervisor.activation import given_sockets
 from tidegate.supervisor.channel import Channel
 from tidegate.supervisor.exporter import Exporter
@@ -79,6 +79,7 @@ class Supervisor:
         self.predecessor: Segment | None = None
         self.handover = handover
         self.half, self.age = self._kernel_half()
+        self.splice = splice.choose(config, self.half)
         self.slots_fd = self._slots_memory()
         self.slots = self.half.slots if self.half is not None else Slots(self.slots_fd)
         self.groups = ListenerGroups(self.half, self.slots, self.worker_count)
@@ -256,6 +257,7 @@ class Supervisor:
                 user=self.user,
                 supervisor=self.pid,
                 close_inherited=self._close_inherited,
+                splice=self.splice,
             )
         )
 
@@ -299,6 +301,7 @@ class Supervisor:
             workers=self.worker_count,
             listeners=[str(group.listener.address) for group in self.groups.groups],
             queue_age=self.age.source,
+            splice=self.splice.by,
         )
         self.notifier.ready(f"{self.worker_count} workers, {len(self.groups.groups)} listeners")
         if self.handover is not None:

@@ -23,6 +23,7 @@ from tidegate.config.resolve import Identity
 from tidegate.kernel.queue_age import Reader
 from tidegate.kernel.records import SlotState
 from tidegate.kernel.slots import Slots
+from tidegate.kernel.splicing import Splicing
 from tidegate.loop.reactor import EPOLLIN, Reactor
 from tidegate.loop.signals import Signals
 from tidegate.loop.slab import Slab
@@ -33,11 +34,14 @@ from tidegate.session import zombies
 from tidegate.session.context import BUFFER_SIZE, Context, Session
 from tidegate.session.http import HttpSession
 from tidegate.session.http_back import BackConnection
+from tidegate.session.splice_budget import Budget
+from tidegate.session.spliced import Splicer
 from tidegate.session.tcp import TcpSession
 from tidegate.supervisor.backend_mirror import BackendMirror
 from tidegate.supervisor.channel import Channel, ChannelClosed, from_memfd
 from tidegate.supervisor.plan import ListenerGroup, max_connections, session_capacity
 from tidegate.supervisor.process import become, die_with
+from tidegate.supervisor.splice import SpliceChoice
 from tidegate.supervisor.traffic import Traffic
 from tidegate.supervisor.verbs_worker import WorkerAnswers
 
@@ -70,12 +74,13 @@ class WorkerSetup:
     user: Identity | None
     supervisor: int  # pid
     close_inherited: Callable[[], None]
+    splice: SpliceChoice
 
 
 class Worker:
     """Everything that runs in one worker process."""
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, splicing: Splicing | None = None) -> None:
         self.setup = setup
         self.config = setup.config
         self.index = setup.index
@@ -104,6 +109,15 @@ class Worker:
         self._drain_until_ns = 0
         self._quiet_timer = Timer(self._on_last_call)
         self._quiet = False  # while draining: the listeners are left
+        self.splicer: Splicer | None = None
+        if splicing is not None:
+            splicing.drop_program()
+            self.splicer = Splicer(
+                splicing,
+                self.config.splice_limit,
+                self.config.splice_total,
+                trusted=setup.splice.trusted,
+            )
         self._settings(self.config)
         for cluster in self.config.clusters:
             self.clusters[cluster.name] = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
@@ -119,6 +133,8 @@ class Worker:
     def _settings(self, config: Config) -> None:
         self.config = config
         self._beat_every_ns = config.hang_after_ns // 4
+        if self.splicer is not None:
+            self.splicer.budget = Budget(config.splice_limit, config.splice_total)
 
     def _words(self, scope: Scope, *labels: str) -> memoryview:
         """Our metric words; the supervisor allocated them before it told us of what they count."""
@@ -145,6 +161,7 @@ class Worker:
             cluster=self.clusters.get(group.listener.cluster),
             words=self._words(Scope.LISTENER, group.name),
             on_end=lambda session, reason: None,
+            splicer=self.splicer,
         )
         acceptor = Acceptor(
             ctx,
@@ -376,6 +393,8 @@ class Worker:
     def _on_zombies(self, now: int) -> None:
         zombies.check(self.slab, now, self.config.max_session_age_ns, self._count_zombie)
         self._answers.tell_zombies()
+        if self.splicer is not None:
+            self.splicer.reap()
         self.reactor.timers.arm(self._zombie_timer, now + self.config.zombie_interval_ns)
 
     def _count_zombie(self, session: Session, reason: EndReason) -> None:
@@ -449,6 +468,7 @@ def main(setup: WorkerSetup) -> None:
     """The body of a worker process, from fork to exit."""
     setproctitle.setproctitle(f"tidegate: worker {setup.index}")
     setup.close_inherited()
+    splicing = setup.splice.create()  # needs what the next line gives up
     become(setup.user)
     die_with(setup.supervisor)
-    Worker(setup).run()
+    Worker(setup, splicing).run()

@@ -1,0 +1,292 @@
+"""Splicing, the kernel's side of it: one worker's maps and program, and the record of each direction.
+
+    splicing = Splicing.create(objects)      # as root: a worker does it before it drops privileges
+    up, down = splicing.join(front, back, limit)     # both are targets, both directions have a record
+    splicing.enter(up)                       # the kernel moves what front sends
+    splicing.release((up, down))
+
+A worker makes maps of its own and keeps nothing but their fds: no worker can reach another's sockets, and
+whatever way it ends, the kernel frees all of it. bpf/splice.c moves bytes; session/splice.py decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+from collections import deque
+from collections.abc import Iterable
+
+from tidegate.kernel import bpf, maps
+from tidegate.kernel.half import socket_cookie
+from tidegate.kernel.kernel_types import member_offset
+from tidegate.kernel.loader import SPLICE, KernelUnavailable, MapNumber, Objects
+from tidegate.kernel.maps import MAX_SPLICE_FLOWS
+from tidegate.kernel.records import NO_BUDGET, SpliceFlow
+from tidegate.kernel.slots import map_words
+from tidegate.kernel.tcp_info import TCP_ESTABLISHED, Progress, progress
+
+_WORDS = ctypes.sizeof(SpliceFlow) // 8
+_CONSUMED = SpliceFlow.consumed.offset // 8
+_LIMIT = SpliceFlow.limit.offset // 8
+_BUDGET = SpliceFlow.budget.offset // 8
+_BASE = SpliceFlow.base.offset // 8
+_TARGET = SpliceFlow.target.offset // 8
+_REDIRECTED = SpliceFlow.redirected.offset // 8
+_PASSED = SpliceFlow.passed.offset // 8
+_HELD = SpliceFlow.held.offset // 8
+_RECEIVED_NS = SpliceFlow.received_ns.offset // 8
+_REDIRECTED_NS = SpliceFlow.redirected_ns.offset // 8
+
+_MASK = (1 << 64) - 1
+_LOOKS = 50  # for two equal readings of a socket that receives
+_MAPS = (
+    MapNumber.SPLICED,
+    MapNumber.SPLICE_INDEX,
+    MapNumber.SPLICE_FLOWS,
+    MapNumber.SPLICE_SOURCES,
+)
+
+
+class CannotSplice(Exception):
+    """These two sockets stay with userspace; nothing was changed."""
+
+
+class KernelFlow:
+    """One direction: its record, and what TCP says at its two ends. All counts since it was joined, bytes."""
+
+    __slots__ = ("_at", "_base", "_read_before", "_words", "cookie", "index", "source", "target")
+
+    def __init__(self, words: memoryview, index: int, source: socket.socket, target: socket.socket) -> None:
+        self._words = words
+        self._at = index * _WORDS
+        self._base = 0
+        self._read_before = 0
+        self.index = index
+        self.source = source
+        self.target = target
+        self.cookie = socket_cookie(source)
+
+    def prepare(self, target_cookie: int, limit: int) -> None:
+        """Before the source enters. Everything is passed while the limit is 0. CannotSplice."""
+        words, at = self._words, self._at
+        for word in range(at, at + _WORDS):
+            words[word] = 0
+        self._read_before = _read_so_far(self.source)
+        self._base = _written(self.target)
+        words[at + _BASE] = self._base
+        words[at + _BUDGET] = NO_BUDGET
+        words[at + _TARGET] = target_cookie
+        words[at + _LIMIT] = limit
+
+    def expect(self, total: int) -> None:
+        """So many bytes count as passed when the source enters: those that userspace holds come first."""
+        self._words[self._at + _PASSED] = total
+
+    @property
+    def redirected(self) -> int:
+        return self._words[self._at + _REDIRECTED]
+
+    @property
+    def passed(self) -> int:
+        return self._words[self._at + _PASSED]
+
+    @property
+    def held(self) -> int:
+        """What the target held unacknowledged when the kernel last looked: it holds no more now."""
+        return self._words[self._at + _HELD]
+
+    @property
+    def received_ns(self) -> int:
+        """When the last bytes arrived; 0: none since."""
+        return self._words[self._at + _RECEIVED_NS]
+
+    @property
+    def redirected_ns(self) -> int:
+        return self._words[self._at + _REDIRECTED_NS]
+
+    def consume(self, total: int) -> None:
+        """So many of the bytes passed are in the target: the kernel redirects again when that is all."""
+        self._words[self._at + _CONSUMED] = total
+
+    def set_limit(self, limit: int) -> None:
+        self._words[self._at + _LIMIT] = limit
+
+    def set_budget(self, redirected: int) -> None:
+        """What `redirected` may reach; what would pass it is passed."""
+        self._words[self._at + _BUDGET] = redirected
+
+    def written(self) -> int:
+        """Bytes that got into the target's TCP, sent and acknowledged or not."""
+        return _written(self.target) - self._base & _MASK
+
+    def received(self) -> int:
+        """Bytes that the source's TCP took in, in order, its FIN not counted. Only after that FIN."""
+        return progress(self.source).received - 1 - self._read_before
+
+    def acknowledged(self) -> Progress:
+        """How far the target got."""
+        return progress(self.target)
+
+    def settle(self) -> None:
+        """Returns when no verdict runs on the source that saw words older than those stored before."""
+        progress(self.source)  # takes the lock under which verdicts run
+
+
+class Splicing:
+    """One worker's maps of spliced sockets, and which records are free."""
+
+    def __init__(self, fds: dict[MapNumber, int], prog_fd: int) -> None:
+        self._targets = fds[MapNumber.SPLICED]
+        self._sources = fds[MapNumber.SPLICE_SOURCES]
+        self._index = fds[MapNumber.SPLICE_INDEX]
+        self._flows = fds[MapNumber.SPLICE_FLOWS]
+        self._prog = prog_fd
+        self._words = map_words(self._flows, MAX_SPLICE_FLOWS * ctypes.sizeof(SpliceFlow))
+        # the one freed longest ago is used next: nothing that still runs can write to a stranger's record
+        self._free: deque[int] = deque(range(MAX_SPLICE_FLOWS))
+
+    @classmethod
+    def create(cls, objects: Objects) -> Splicing:
+        """Makes the maps and gives them their program; needs root. KernelUnavailable where it is refused."""
+        if not member_offset("tcp_sock", "bytes_acked"):
+            raise KernelUnavailable(
+                "this kernel gives no type information of its own", "a kernel with CONFIG_DEBUG_INFO_BTF"
+            )
+        with contextlib.ExitStack() as undo:
+            fds: dict[MapNumber, int] = {}
+            try:
+                for number in _MAPS:
+                    fds[number] = maps.create(number)
+                    undo.callback(os.close, fds[number])
+                prog = objects.load(SPLICE, fds)
+                undo.callback(os.close, prog)
+                bpf.map_attach(prog, fds[MapNumber.SPLICE_SOURCES], SPLICE.attach)
+            except OSError as error:
+                raise KernelUnavailable(
+                    f"the kernel refuses to splice: {error}", "tidegate doctor"
+                ) from error
+            undo.pop_all()
+        return cls(fds, prog)
+
+    def drop_program(self) -> None:
+        """In a worker: the map holds the program; its fd would allow more than a worker needs."""
+        if self._prog >= 0:
+            os.close(self._prog)
+            self._prog = -1
+
+    def close(self) -> None:
+        self.drop_program()
+        for fd in (self._targets, self._sources, self._index, self._flows):
+            os.close(fd)
+
+    @property
+    def free(self) -> int:
+        """Directions that still have a record."""
+        return len(self._free)
+
+    def join(self, front: socket.socket, back: socket.socket, limit: int) -> tuple[KernelFlow, KernelFlow]:
+        """Makes both sockets of a session targets: (front to back, back to front). Moves no byte by that.
+
+        CannotSplice.
+        """
+        if len(self._free) < 2:
+            raise CannotSplice("no record is free")
+        up = KernelFlow(self._words, self._free.popleft(), front, back)
+        down = KernelFlow(self._words, self._free.popleft(), back, front)
+        try:
+            up.prepare(down.cookie, limit)
+            down.prepare(up.cookie, limit)
+            for flow in (up, down):
+                bpf.map_update(self._index, _u64(flow.cookie), struct.pack("=I", flow.index))
+                self._insert(self._targets, flow)
+        except (OSError, CannotSplice) as error:  # EOPNOTSUPP: it is closing
+            for flow in (up, down):
+                _delete(self._targets, flow)
+            self.release((up, down))
+            raise CannotSplice(str(error)) from error
+        return up, down
+
+    def enter(self, flow: KernelFlow) -> None:
+        """Gives the source's bytes to the verdict from here on. OSError (EOPNOTSUPP: it is closing).
+
+        The source must have been read until it would block immediately before: what was read in part would
+        be redirected whole.
+        """
+        self._insert(self._sources, flow)
+        # runs the verdict on what came between the last recv() and the insertion
+        flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def leave(self, flow: KernelFlow) -> None:
+        """Gives the source's bytes back to recv(). What was passed and not yet read is lost by it."""
+        _delete(self._sources, flow)
+
+    @staticmethod
+    def _insert(fd: int, flow: KernelFlow) -> None:
+        bpf.map_update(fd, _u64(flow.cookie), struct.pack("=Q", flow.source.fileno()), bpf.NOEXIST)
+
+    def release(self, flows: Iterable[KernelFlow]) -> None:
+        """Gives records back. Their sockets are about to be closed, which takes them out."""
+        for flow in flows:
+            with contextlib.suppress(FileNotFoundError):
+                bpf.map_delete(self._index, _u64(flow.cookie))
+            self._free.append(flow.index)
+
+    def cookies(self) -> set[int]:
+        """The cookies of all directions that have a record, as the kernel sees them."""
+        found: set[int] = set()
+        key = bpf.map_next_key(self._index, None, 8)
+        while key is not None and len(found) <= MAX_SPLICE_FLOWS:
+            found.add(int.from_bytes(key, sys.byteorder))
+            key = bpf.map_next_key(self._index, key, 8)
+        return found
+
+    def forget(self, cookies: Iterable[int]) -> int:
+        """Deletes entries that belong to no session; how many."""
+        count = 0
+        for cookie in cookies:
+            for fd in (self._sources, self._targets, self._index):
+                with contextlib.suppress(FileNotFoundError):
+                    bpf.map_delete(fd, _u64(cookie))
+            count += 1
+        return count
+
+
+def _delete(fd: int, flow: KernelFlow) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the kernel did, when it was closed or reset
+        bpf.map_delete(fd, _u64(flow.cookie))
+
+
+def _u64(value: int) -> bytes:
+    return struct.pack("=Q", value)
+
+
+def _read_so_far(sock: socket.socket) -> int:
+    """Bytes that were ever read of a socket that is in no map (FIONREAD is not to be trusted there)."""
+    for _ in range(_LOOKS):
+        before = progress(sock)
+        if before.state != TCP_ESTABLISHED:
+            break
+        unread = _ioctl(sock, termios.FIONREAD)
+        if progress(sock).received == before.received:
+            return before.received - unread
+    raise CannotSplice("it is closing, or its bytes do not stand still")
+
+
+def _ioctl(sock: socket.socket, request: int) -> int:
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"), sys.byteorder)
+
+
+def _written(sock: socket.socket) -> int:
+    """All that was ever written to a socket's TCP, in its own bytes_acked.
+
+    Exact, also under loss: each acknowledgement takes from one what it adds to the other. One that comes
+    between the two readings makes it too small for a moment, never too large.
+    """
+    acked = progress(sock).acked
+    return acked + _ioctl(sock, termios.TIOCOUTQ)

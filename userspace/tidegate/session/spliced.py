@@ -1,0 +1,350 @@
+"""Spliced sessions: handing a relay's two directions to the kernel, and driving what is left to do.
+
+A session is handed over as a whole, both directions at once: a backend's early answer to a long upload is
+then in the client's send queue before the reset that follows it can throw it away.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from tidegate import logs
+from tidegate.config.model import Splice
+from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
+from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from tidegate.loop.timers import Timer
+from tidegate.metrics.names import EndReason
+from tidegate.session.splice import Direction, LostError, SourceError, TargetError, Wait
+from tidegate.session.splice_budget import Budget
+from tidegate.session.splice_ends import SocketEnds
+
+if TYPE_CHECKING:
+    from tidegate.session.context import Context
+    from tidegate.session.tcp import Flow, TcpSession
+
+# Nothing tells when the kernel's backlog is empty: look again this often.
+TICK_NS = 1_000_000
+# Counters of a spliced session are brought up to date this often, and when somebody asks.
+SYNC_NS = 1_000_000_000
+# What is read at once to come to the end of what a fast sender has sent, before the session is handed over.
+DRAIN_MOST = 8 << 20
+# A session that could not be handed over for want of credit is looked at again after so many bytes more.
+LATER = 16 << 20
+NEVER = 1 << 62
+# A socket that must leave the map is given so many ticks to catch up before its window is narrowed.
+PATIENCE = 20
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_log = logging.getLogger("tidegate.splice")
+_limited = logs.RateLimited(_log, per_second=1)
+
+
+class Splicer:
+    """What the spliced sessions of one worker share."""
+
+    def __init__(self, kernel: Splicing, limit: int, total: int, *, trusted: bool = True) -> None:
+        """`limit` and `total` as splice_limit and splice_total; not `trusted`: for splice = "on" alone."""
+        self.kernel = kernel
+        self.budget = Budget(limit, total)
+        self.trusted = trusted
+        self.active: dict[int, Spliced] = {}  # by token
+
+    def threshold(self, ctx: Context) -> int:
+        """After how many bytes of one direction a session of this listener is handed over."""
+        listener = ctx.listener
+        if listener.splice is Splice.OFF or (listener.splice is Splice.AUTO and not self.trusted):
+            return NEVER
+        return listener.splice_after
+
+    def hand_over(self, session: TcpSession) -> int:
+        """Tries to; else the bytes that it has to have moved before the next attempt."""
+        back = session.back
+        if back is None or session.front.family not in _FAMILIES or back.family not in _FAMILIES:
+            return NEVER
+        if session._up.eof or session._down.eof:
+            return NEVER
+        moved = max(session._up.bytes, session._down.bytes)
+        share = self.budget.admit([flow for one in self.active.values() for flow in one.flows])
+        if not share:
+            return moved + LATER
+        try:
+            flows = self.kernel.join(session.front, back, share)
+        except CannotSplice as refusal:
+            _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
+            return NEVER
+        for one in self.active.values():
+            one.set_limit(share)
+        session.splice = self.active[session.token] = spliced = Spliced(session, self, flows, share)
+        spliced.start()
+        return NEVER
+
+    def left(self, spliced: Spliced) -> None:
+        self.active.pop(spliced.session.token, None)
+        self.kernel.release(spliced.flows)
+        share = self.budget.raised([flow for one in self.active.values() for flow in one.flows])
+        if share:
+            for one in self.active.values():
+                one.set_limit(share)
+
+    def reap(self) -> int:
+        """Compare the kernel's maps with the sessions at hand; entries of nobody, which are deleted."""
+        mine = {flow.cookie for one in self.active.values() for flow in one.flows}
+        strays = self.kernel.cookies() - mine
+        if strays:
+            _limited.event(logging.ERROR, "splice_strays", count=len(strays))
+            self.kernel.forget(strays)
+        return len(strays)
+
+
+class _Side:
+    """One direction of a spliced session, with the relay's own record of it."""
+
+    __slots__ = ("acked", "counted", "direction", "enter_at", "flow", "port", "wait")
+
+    def __init__(self, port: KernelFlow, direction: Direction, flow: Flow, enter_at: int) -> None:
+        """`enter_at`: how many bytes more it is copied before the kernel gets it."""
+        self.port = port
+        self.direction = direction
+        self.flow = flow
+        self.wait = Wait.SOURCE
+        self.counted = 0
+        self.acked = 0
+        self.enter_at = enter_at
+
+
+class Spliced:
+    """One session whose bytes the kernel moves."""
+
+    __slots__ = (
+        "_down",
+        "_sync_timer",
+        "_tick_timer",
+        "_up",
+        "_waited",
+        "_window",
+        "flows",
+        "session",
+        "splicer",
+    )
+
+    def __init__(
+        self,
+        session: TcpSession,
+        splicer: Splicer,
+        flows: tuple[KernelFlow, KernelFlow],
+        limit: int,
+    ) -> None:
+        self.session = session
+        self.splicer = splicer
+        self.flows = flows
+        self._up = self._side(flows[0], limit, session._up)
+        self._down = self._side(flows[1], limit, session._down)
+        self._waited = 0  # ticks that a FIN has been waiting for the other direction to catch up
+        self._window = 0  # what to widen a narrowed window to
+        self._tick_timer = Timer(self._on_tick)
+        self._sync_timer = Timer(self._on_sync)
+
+    def _side(self, port: KernelFlow, limit: int, flow: Flow) -> _Side:
+        ctx = self.session.ctx
+        ends = SocketEnds(ctx.buffer, ctx.view, self.splicer.kernel, port)
+        threshold = self.splicer.threshold(ctx)
+        return _Side(port, Direction(port, ends, limit), flow, threshold - flow.bytes)
+
+    def start(self) -> None:
+        session = self.session
+        reactor = session.ctx.reactor
+        assert session.back is not None
+        reactor.redirect(session.front.fileno(), self.on_front)
+        reactor.redirect(session.back.fileno(), self.on_back)
+        reactor.timers.arm(self._sync_timer, reactor.now + SYNC_NS)
+        self._advance(self._up, self._down)
+
+    # what the session and the splicer ask
+
+    @property
+    def behind(self) -> bool:
+        """Whether the backend does not take what waits for it."""
+        return self._up.direction.behind
+
+    @property
+    def undelivered(self) -> bool:
+        """Whether something of the backend's has not reached the client's TCP yet."""
+        return not self._down.direction.drained
+
+    def set_limit(self, limit: int) -> None:
+        for side in (self._up, self._down):
+            direction = side.direction
+            if direction.limit != limit and direction.joined:
+                direction.limit = limit
+                side.port.set_limit(limit)
+
+    def sync(self) -> None:
+        """Bring the session's counters up to date."""
+        words = self.session.ctx.words
+        for side in (self._up, self._down):
+            moved = side.direction.moved
+            flow, delta = side.flow, moved - side.counted
+            if delta:
+                side.counted = moved
+                flow.bytes += delta
+                words[flow.sent_word] += delta
+
+    def last_moves(self, now: int) -> tuple[int, int, int, int]:
+        """(bytes from the client, to the backend, from the backend, to the client): when the last moved, ns.
+
+        Those that left a send queue count as moving: they are as old as the ACK that said so.
+        """
+        return (
+            self._up.port.received_ns,
+            max(self._up.port.redirected_ns, self._taken(self._up, now)),
+            self._down.port.received_ns,
+            max(self._down.port.redirected_ns, self._taken(self._down, now)),
+        )
+
+    @staticmethod
+    def _taken(side: _Side, now: int) -> int:
+        try:
+            progress = side.port.acknowledged()
+        except OSError:  # closed meanwhile
+            return 0
+        if progress.acked == side.acked:
+            return 0
+        side.acked = progress.acked
+        return now - progress.last_ack_ms * 1_000_000
+
+    def stop(self) -> None:
+        """Nothing more is copied; the records stay."""
+        timers = self.session.ctx.reactor.timers
+        timers.cancel(self._tick_timer)
+        timers.cancel(self._sync_timer)
+
+    def close(self) -> None:
+        """Once, before the sockets are closed."""
+        self.stop()
+        self.sync()
+        self.splicer.left(self)
+
+    # events
+
+    def on_front(self, mask: int) -> None:
+        session = self.session
+        if mask & EPOLLERR:
+            session._end(EndReason.CLIENT_RESET, reset_back=True)
+            return
+        sides: list[_Side] = []
+        if mask & (EPOLLIN | EPOLLHUP):
+            sides.append(self._up)
+        if mask & EPOLLOUT:
+            sides.append(self._down)
+        self._advance(*sides)
+        # hung up, and nothing that would be read or written: it would be reported for ever
+        if mask & EPOLLHUP and session.relaying and session._front_interest == 0:
+            session._park_front()
+
+    def on_back(self, mask: int) -> None:
+        session = self.session
+        dead = mask & (EPOLLHUP | EPOLLERR)
+        if dead and self._down.flow.finished and not self._up.flow.finished:
+            session._target_broken(self._up.flow)
+            self._up.wait = Wait.END
+            if not session.relaying:
+                return
+        sides = []
+        if mask & EPOLLIN or dead:
+            sides.append(self._down)
+        if mask & EPOLLOUT:
+            sides.append(self._up)
+        self._advance(*sides)
+        if dead and session.relaying and session._back_interest == 0:
+            session._park_back()
+
+    def _on_tick(self, now: int) -> None:
+        self._advance(*(side for side in (self._up, self._down) if side.wait & Wait.TICK))
+
+    def _on_sync(self, now: int) -> None:
+        self.sync()
+        self.session.ctx.reactor.timers.arm(self._sync_timer, now + SYNC_NS)
+
+    def _advance(self, *sides: _Side) -> None:
+        session = self.session
+        for side in sides:
+            if not side.flow.finished:
+                side.wait = self._step(side)
+            if not session.relaying:
+                return
+        self._watch()
+
+    def _step(self, side: _Side) -> Wait:
+        session, direction = self.session, side.direction
+        before = direction.read, direction.consumed
+        try:
+            wait = direction.step()
+            if direction.read >= side.enter_at and not direction.joined and direction.pending is None:
+                wait = self._enter(side, wait)
+            if wait & Wait.END:
+                wait = self._end_of(side)
+        except SourceError:
+            session._source_broken(side.flow)
+            return Wait.END
+        except TargetError:
+            session._target_broken(side.flow)
+            return Wait.END
+        except LostError:
+            _log.error("splice_lost", extra={"kv": {"token": session.token}})
+            session.end(EndReason.INTERNAL_ERROR)
+            return Wait.END
+        if direction.read != before[0]:
+            session._received(side.flow, session.ctx.reactor.now)
+        if direction.consumed != before[1]:
+            session._delivered(side.flow, session.ctx.reactor.now)
+        return wait
+
+    def _enter(self, side: _Side, wait: Wait) -> Wait:
+        """Let the kernel have this direction too; it is copied until it can."""
+        direction = side.direction
+        if not direction.eof and not direction.enter(DRAIN_MOST):
+            side.enter_at = 2 * (direction.read + DRAIN_MOST)
+        # pending now, or in the kernel's hands: the same question again
+        return direction.step() if direction.pending is not None else wait
+
+    def _end_of(self, side: _Side) -> Wait:
+        """All is delivered: pass the FIN on, when the socket that it goes out on has left the map."""
+        side.flow.eof = True
+        other = self._down if side is self._up else self._up
+        done = other.flow.finished or other.direction.ended
+        if not done and not other.direction.leave():
+            self._waited += 1
+            if self._waited == PATIENCE:
+                self._window = _clamp_window(other.port.source, 1)
+            return Wait.TICK
+        if self._window:
+            _clamp_window(other.port.source, self._window)
+            self._window = 0
+        other.enter_at = NEVER
+        self.session._finish(side.flow, side.port.target)
+        return Wait.END
+
+    def _watch(self) -> None:
+        up, down = self._up, self._down
+        front = EPOLLIN if up.wait & Wait.SOURCE else 0
+        if down.wait & Wait.TARGET:
+            front |= EPOLLOUT
+        back = EPOLLIN if down.wait & Wait.SOURCE else 0
+        if up.wait & Wait.TARGET:
+            back |= EPOLLOUT
+        self.session._watch(front, back)
+        if (up.wait | down.wait) & Wait.TICK:
+            reactor = self.session.ctx.reactor
+            reactor.timers.arm(self._tick_timer, reactor.now + TICK_NS)
+
+
+def _clamp_window(sock: socket.socket, size: int) -> int:
+    """Bound the window that a socket offers, bytes, so that its sender pauses; what it was before."""
+    try:
+        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
+    except OSError:  # it is closed
+        return 0
+    return before
