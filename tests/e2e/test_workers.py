@@ -13,7 +13,7 @@ from harness.kernel_objects import held_by
 from harness.line_client import LineClient
 from harness.plan import Attempt, Outcome, Plan, Result, Then
 from harness.proc import Tidegate, tcp_config
-from harness.processes import Stopped, alive, stat, stopped
+from harness.processes import Stopped, alive, stopped
 from harness.sessions import excess, sessions_by_pid
 from harness.waiting import wait_until
 
@@ -180,29 +180,71 @@ def test_reloads_under_load_lose_nobody_and_backends_really_change() -> None:
             assert len([s for s in new.seen() if s.line.startswith("z")]) == 30
 
 
-def test_a_bad_file_leaves_the_old_state_serving_and_says_why() -> None:
-    with Backend("counting") as backend, Tidegate(tcp_config([backend.address])) as gate:
+def bad_files(good: str, address: str, backend: str) -> dict[str, tuple[str | bytes | None, str]]:
+    """Twenty and more ways to spoil `good`, each with a word that the message must have."""
+    in_listener = 'name = "front"'
+    in_cluster = f'backends = ["{backend}"]'
+    return {
+        "no file": (None, "No such file"),
+        "empty": ("", "listener"),
+        "not TOML": (good + "\n[[[", "TOML"),
+        "not text": (b"\xff\xfe\x00", "UTF-8"),
+        "unfinished string": (good.replace('"tcp"', '"tcp'), "TOML"),
+        "key twice": (good.replace("workers = 2", "workers = 2\nworkers = 3"), "twice"),
+        "unknown key": ("wrokers = 2\n" + good, "workers"),
+        "unknown key of a listener": (good.replace("protocol =", "protocl ="), "protocol"),
+        "unknown key of a cluster": (good.replace(in_cluster, in_cluster + "\nretry = 1"), "retries"),
+        "wrong type": (good.replace("workers = 2", 'workers = "two"'), "workers"),
+        "out of range": (good.replace("workers = 2", "workers = -1"), "workers"),
+        "no unit": (good.replace(in_listener, in_listener + "\nstale_after = 5"), "stale_after"),
+        "unknown unit": (
+            good.replace(in_listener, in_listener + '\nstale_after = "5 parsecs"'),
+            "stale_after",
+        ),
+        "unknown size": (
+            good.replace(in_listener, in_listener + '\nsplice_after = "5 bananas"'),
+            "splice_after",
+        ),
+        "unknown choice": (good.replace(in_listener, in_listener + '\nwhen_full = "cry"'), "queue"),
+        "no port": (good.replace(address, "127.0.0.1"), "port"),
+        "impossible port": (good.replace(address, "127.0.0.1:99999"), "port"),
+        "somebody else's port": (good.replace(address, backend), "in use"),
+        "somebody else's address": (good.replace(address, "192.0.2.1:8080"), "not on this host"),
+        "no such cluster": (good.replace('cluster = "back"', 'cluster = "bock"'), "back"),
+        "no backend": (good.replace(in_cluster, "backends = []"), "backend"),
+        "bad backend": (good.replace(backend, "127.0.0.1:http"), "127.0.0.1:http"),
+        "contradiction": ('hang_after = "2m"\n' + good, "kill_hung_after"),
+    }
+
+
+def test_bad_files_leave_the_old_state_serving_and_say_why() -> None:
+    with Backend("counting") as backend, Tidegate(tcp_config([backend.address], workers=2)) as gate:
         pids = gate.worker_pids()
         good = gate.config_path.read_text()
-        bad = {
-            "backends = []": good.replace(f'backends = ["{backend.address}"]', "backends = []"),
-            "stale_after": good.replace('name = "front"', 'name = "front"\nstale_after = "5 parsecs"'),
-            "protocl": good.replace("protocol =", "protocl ="),
-            "cluster": good.replace('cluster = "back"', 'cluster = "bock"'),
-            "TOML": good + "\n[[[",
-            "empty": "",
-        }
-        for what, text in bad.items():
-            gate.config_path.write_text(text)
-            before = len(gate.log())
+        files = bad_files(good, gate.address(), backend.address)
+        assert len(files) >= 20
+        for number, (what, (content, word)) in enumerate(files.items()):
+            assert content != good, f"{what}: the spoiling had no effect"
+            if content is None:
+                gate.config_path.unlink()
+            else:
+                gate.config_path.write_bytes(content if isinstance(content, bytes) else content.encode())
             gate.child.signal(signal.SIGHUP)
-            wait_until(
-                lambda b=before: "level=error" in gate.log()[b:] or "level=warning" in gate.log()[b:],  # type: ignore[misc]
-                5, f"a word about {what}",
-            )  # fmt: skip
-            assert run(Plan("127.0.0.1", gate.port(), rate=200, count=5)).outcomes() == {"answered": 5}
+            refused = wait_until(
+                lambda n=number: gate.events("reload_refused")[n:],  # type: ignore[misc]
+                5,
+                f"a word about {what}",
+            )
+            assert word.lower() in refused[0]["reason"].lower(), (what, refused)
+            with LineClient(gate.port()) as client:
+                assert client.ask(f"q{number}") == f"q{number}"
+        assert gate.events("reloaded") == []
         assert gate.worker_pids() == pids
-        assert all((seen := stat(pid)) and seen.state != "Z" for pid in pids)
+        # and a good one is taken again
+        gate.config_path.write_text(good.replace('name = "front"', 'name = "front"\nstale_after = "7s"'))
+        gate.child.signal(signal.SIGHUP)
+        wait_until(lambda: gate.listener()["stale_after_ms"] == 7000, 5, "the new stale_after")
+        assert gate.worker_pids() == pids
 
 
 @pytest.mark.bpf
