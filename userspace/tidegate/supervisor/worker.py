@@ -468,6 +468,9 @@ def main(setup: WorkerSetup) -> None:
     """The body of a worker process, from fork to exit."""
     setproctitle.setproctitle(f"tidegate: worker {setup.index}")
     setup.close_inherited()
+    if setup.config.pin_workers:
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[setup.index % len(cpus)]})
     splicing = setup.splice.create()  # needs what the next line gives up
     become(setup.user)
     die_with(setup.supervisor)
