@@ -34,8 +34,10 @@ def given_sockets(
         name = names[position] if position < len(names) else ""
         listener = _match(sock, name, listeners)
         if listener is None:
+            address = _address(sock)
+            sock.close()
             raise OperatorError(
-                f"systemd handed over a socket on {_address(sock)} that no listener is configured for",
+                f"systemd handed over a socket on {address} that no listener is configured for",
                 f"add a [[listener]] with that address, or named {name!r}, or remove it from the socket unit",
             )
         found[listener.name] = sock

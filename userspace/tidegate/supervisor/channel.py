@@ -16,6 +16,7 @@ from typing import Any
 # SCM_MAX_FD is 253; a reload sends fewer per message
 MAX_FDS = 250
 MAX_MESSAGE = 128 * 1024
+_FDS_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
 class ChannelClosed(Exception):
@@ -49,13 +50,18 @@ class Channel:
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its fds (owned by the caller); raises ChannelClosed at the end."""
         try:
-            data, fds, _flags, _address = socket.recv_fds(
-                self._sock, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+            # not socket.recv_fds: it drops the flags, and the fds would survive an exec
+            data, ancillary, _flags, _address = self._sock.recvmsg(
+                MAX_MESSAGE, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
         except OSError:
             raise ChannelClosed from None
+        fds = array.array("i")
+        for level, kind, value in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
         if not data:
             raise ChannelClosed
         message = json.loads(data)
