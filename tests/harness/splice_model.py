@@ -1,0 +1,298 @@
+"""A model of a spliced session: two kernel sockets, the verdict, the backlog, and what may come between.
+
+The real session/splice.Direction drives it. Whatever Direction asks of the kernel, the model first lets
+something happen of its own: bytes arrive, the backlog moves, the peer acknowledges, a FIN comes. What happens
+is drawn from a script.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from tidegate.session.splice import UNLIMITED, Direction, Wait
+
+SEND_BUFFER = 120
+RECEIVE_BUFFER = 150
+LARGEST = 60  # bytes in one skb
+PATIENCE = 4000  # turns with nobody in the way: more is a stall
+
+
+class Broken(AssertionError):
+    """A rule did not hold."""
+
+
+def stream(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+class Sock:
+    """One of our two sockets, as the kernel sees it."""
+
+    def __init__(self, sending: bytes) -> None:
+        self.peer_sends = sending
+        self.arrived = 0  # of it
+        self.fin_in = False
+        self.fin_out = False
+        self.plain = bytearray()  # the ordinary receive queue
+        self.passed = bytearray()  # the psock's
+        self.mapped = False
+        self.backlog: list[bytes] = []  # redirected to us, not in our TCP yet
+        self.out = bytearray()  # all that got into our TCP
+        self.acked = 0
+
+    @property
+    def room(self) -> int:
+        return SEND_BUFFER - (len(self.out) - self.acked)
+
+    def close_when_both(self) -> None:
+        # TIME_WAIT or CLOSE: the kernel takes it out of the maps, and its psock goes
+        if self.fin_in and self.fin_out and self.mapped:
+            self.mapped = False
+            self.passed.clear()
+
+    def shut(self) -> None:
+        self.backlog.clear()  # what is still there never gets into TCP
+        self.fin_out = True
+        self.close_when_both()
+
+
+class Port:
+    """The record of one direction and the verdict on its source: bpf/splice.c in Python."""
+
+    def __init__(self, world: World, source: Sock, target: Sock, limit: int) -> None:
+        self._world = world
+        self.source = source
+        self.target = target
+        self.limit = limit
+        self._redirected = 0
+        self._passed = 0
+        self.published = 0  # consumed
+        self.base = len(target.out)
+        self.read_before = source.arrived - len(source.plain)
+
+    # the kernel's side
+
+    def held(self) -> int:
+        return self._redirected + self.published + self.base - self.acked()
+
+    def acked(self) -> int:
+        return self.target.acked
+
+    def may_redirect(self, size: int) -> bool:
+        return self._passed == self.published and self.held() + size <= self.limit
+
+    def verdict(self, skb: bytes) -> None:
+        if not skb:
+            return
+        if self.may_redirect(len(skb)):
+            self._redirected += len(skb)
+            self.target.backlog.append(skb)
+        else:
+            self._passed += len(skb)
+            self.source.passed += skb
+
+    # Direction's side
+
+    @property
+    def redirected(self) -> int:
+        self._world.something()
+        return self._redirected
+
+    @property
+    def passed(self) -> int:
+        self._world.something()
+        return self._passed
+
+    def expect(self, total: int) -> None:
+        self._passed = total
+
+    def consume(self, total: int) -> None:
+        self._world.something()
+        self.published = total
+
+    def set_limit(self, limit: int) -> None:
+        self._world.something()
+        self.limit = limit
+
+    def written(self) -> int:
+        self._world.something()
+        return len(self.target.out) - self.base
+
+    def received(self) -> int:
+        self._world.something()
+        return self.source.arrived - self.read_before
+
+    def settle(self) -> None:
+        self._world.something()
+
+
+class Ends:
+    """The two sockets of a direction."""
+
+    def __init__(self, world: World, port: Port) -> None:
+        self._world = world
+        self._port = port
+
+    def read(self) -> memoryview:
+        self._world.something()
+        source = self._port.source
+        for queue in (source.passed, source.plain):
+            if queue:
+                data = bytes(queue[: self._world.buffer])
+                del queue[: len(data)]
+                return memoryview(bytearray(data))
+        if source.fin_in:
+            return memoryview(b"")
+        raise BlockingIOError
+
+    def write(self, data: memoryview) -> int:
+        self._world.something()
+        target = self._port.target
+        size = min(target.room, len(data))
+        if size <= 0:
+            raise BlockingIOError
+        target.out += data[:size]
+        return size
+
+    def enter(self) -> None:
+        self._world.something()
+        source = self._port.source
+        if source.fin_in or source.fin_out:
+            raise OSError("not established")
+        source.mapped = True
+        # SO_RCVLOWAT: what came meanwhile goes through the verdict
+        waiting = bytes(source.plain)
+        source.plain.clear()
+        self._port.verdict(waiting)
+
+    def leave(self) -> None:
+        self._world.something()
+        source = self._port.source
+        source.mapped = False
+        source.passed.clear()
+
+
+class World:
+    """One session, from its hand-over to its end."""
+
+    port_type: type[Port] = Port
+    direction_type: type[Direction] = Direction
+
+    def __init__(
+        self, script: Iterable[int], up: int, down: int, limit: int, enter_at: tuple[int, int], buffer: int
+    ) -> None:
+        """`script`: one number per event; bytes up and down; bytes copied before each is handed over."""
+        self._script = iter(script)
+        self.buffer = buffer
+        self.limit = limit
+        self._busy = False
+        self.socks = (Sock(stream(1, up)), Sock(stream(2, down)))
+        front, back = self.socks
+        self.ports = (self.port_type(self, front, back, limit), self.port_type(self, back, front, limit))
+        self.directions = tuple(self.direction_type(port, Ends(self, port), limit) for port in self.ports)
+        self._enter_at = list(enter_at)
+        self.finished = [False, False]
+        self.over = False  # the script is: from here on the kernel does everything at once
+
+    # what happens by itself
+
+    def something(self) -> None:
+        if self._busy:
+            return
+        event = next(self._script, None)
+        if event is None:
+            self.over = True
+            return
+        which, kind, size = event & 1, (event >> 1) & 7, 1 + (event >> 4) % LARGEST
+        if kind in (0, 1, 2):
+            self._arrive(which, size)
+        elif kind == 3:
+            self._work(which, size)
+        elif kind in (4, 5):
+            self._ack(which, size)
+        elif kind == 6:
+            self._fin(which)
+
+    def everything(self) -> None:
+        for which in (0, 1):
+            self._arrive(which, LARGEST)
+            self._work(which, SEND_BUFFER)
+            self._ack(which, SEND_BUFFER)
+            self._fin(which)
+
+    def _arrive(self, which: int, size: int) -> None:
+        sock, port = self.socks[which], self.ports[which]
+        size = min(size, RECEIVE_BUFFER - len(sock.plain) - len(sock.passed))
+        skb = sock.peer_sends[sock.arrived : sock.arrived + max(0, size)]
+        if not skb or sock.fin_in:
+            return
+        sock.arrived += len(skb)
+        if sock.mapped:
+            port.verdict(skb)
+            if port.limit < UNLIMITED:
+                held = sum(map(len, port.target.backlog)) + len(port.target.out) - port.target.acked
+                if held > max(self.limit, SEND_BUFFER):
+                    raise Broken(f"the target holds {held} of {self.limit}")
+        else:
+            sock.plain += skb
+
+    def _work(self, which: int, size: int) -> None:
+        sock = self.socks[which]
+        while sock.backlog and size > 0 and sock.room > 0:
+            piece = sock.backlog[0][: min(size, sock.room)]
+            sock.out += piece
+            size -= len(piece)
+            sock.backlog[0] = sock.backlog[0][len(piece) :]
+            if not sock.backlog[0]:
+                del sock.backlog[0]
+
+    def _ack(self, which: int, size: int) -> None:
+        sock = self.socks[which]
+        sock.acked = min(len(sock.out), sock.acked + size)
+
+    def _fin(self, which: int) -> None:
+        sock = self.socks[which]
+        if sock.arrived == len(sock.peer_sends) and not sock.fin_in:
+            sock.fin_in = True
+            if sock.mapped:
+                self.ports[which].verdict(b"")
+            sock.close_when_both()
+
+    # what the engine does
+
+    def turn(self) -> None:
+        for which, direction in enumerate(self.directions):
+            other = self.directions[1 - which]
+            if self.finished[which]:
+                continue
+            wait = direction.step()
+            if wait & Wait.END:
+                if other.ended or other.leave():
+                    self._enter_at[1 - which] = UNLIMITED
+                    self.ports[which].target.shut()
+                    self.finished[which] = True
+            elif direction.read >= self._enter_at[which] and direction.pending is None:
+                direction.enter(4 * RECEIVE_BUFFER)
+                self._enter_at[which] = 2 * direction.read + 1
+
+    def run(self) -> None:
+        """Raises Broken when anything is lost, out of order, unbounded, stalled, or credit is missing."""
+        turns = 0
+        while not all(self.finished):
+            self.turn()
+            if self.over:
+                self._busy = True
+                self.everything()
+                self._busy = False
+                turns += 1
+                if turns > PATIENCE:
+                    raise Broken(f"stalled: {[(len(s.out), s.arrived) for s in self.socks]}")
+        for port, direction in zip(self.ports, self.directions, strict=True):
+            if bytes(port.target.out) != port.source.peer_sends:
+                raise Broken("lost, doubled or out of order")
+            port.target.acked = len(port.target.out)
+            if port.held() != 0 or port.published != direction.consumed:
+                raise Broken(f"{port.held()} bytes of credit leaked, {port._passed - port.published} passed")
+            if direction.moved != len(port.source.peer_sends):
+                raise Broken("counted wrong")
