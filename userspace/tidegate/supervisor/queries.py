@@ -99,9 +99,11 @@ class Queries:
     def on_message(self, worker: int, message: dict[str, Any], fds: list[int]) -> None:
         """An answer; `fds` stay the caller's."""
         number = message.get("id")
+        if not isinstance(number, int):
+            return
         if self._owed.get(worker) == number:
             del self._owed[worker]
-        question = self._questions.get(number) if isinstance(number, int) else None
+        question = self._questions.get(number)
         if question is None or worker not in question.waiting:
             return  # it came too late
         question.waiting.discard(worker)
@@ -113,7 +115,7 @@ class Queries:
             question.answers.notes.append(f"worker {worker} gave an answer that cannot be read")
         else:
             question.answers.parts[worker] = part
-        self._check(int(number or 0), question)
+        self._check(number, question)
 
     def on_death(self, worker: int) -> None:
         self._owed.pop(worker, None)
