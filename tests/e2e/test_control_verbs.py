@@ -302,9 +302,7 @@ def test_events_stream_from_supervisor_and_workers(gate: Tidegate) -> None:
     with stopped(gate.worker_pids()[0]), LineClient(gate.port()) as client:
         speak(client)
         gate.call("sessions.kill", {"all": True}, timeout_s=5)
-        wait_until(
-            lambda: any(event.get("worker_process") == 1 for event in seen), 5, "an event of worker 1"
-        )
+        wait_until(lambda: any(event.get("worker_process") == 1 for event in seen), 5, "an event of worker 1")
     gate.call("drain")
     thread.join(10)
     assert not thread.is_alive(), "the stream ends with tidegate"
