@@ -239,4 +239,4 @@ class ScriptedBackend:
             self.script(wire)
         with contextlib.suppress(OSError):
             wire.sock.shutdown(socket.SHUT_RDWR)
-            wire.close()
+        wire.close()

@@ -376,7 +376,9 @@ class Acceptor:
 
     def _drop(self, sock: socket.socket, reason: DropReason) -> None:
         self.ctx.words[_DROPPED[reason]] += 1
-        reset(sock)
+        answer = self.ctx.answer_stale
+        if answer is None or reason is not DropReason.STALE or not answer(sock):
+            reset(sock)
         sock.close()
 
     # leaving

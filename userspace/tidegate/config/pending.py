@@ -49,15 +49,12 @@ PENDING: Final = (
     Pending((*_LISTENER, "protocol"), _is("https"), "https", _USE_TCP),
     Pending((*_LISTENER, "certificate"), _written, [{"cert": "site.pem", "key": "site.key"}]),
     Pending((*_LISTENER, "tls"), _written, {"min_version": "1.3"}),
-    Pending((*_LISTENER, "on_stale"), _is("503"), "503", 'write on_stale = "reset"'),
     Pending((*_LISTENER, "policy"), _is("codel"), "codel", 'write policy = "deadline"'),
     Pending((*_LISTENER, "codel_target"), _written, "10ms"),
     Pending((*_LISTENER, "codel_interval"), _written, "200ms"),
-    Pending((*_LISTENER, "proxy_protocol"), _on, "v2", 'write proxy_protocol = "off"'),
     Pending((*_LISTENER, "splice"), _is("on"), "on", 'write splice = "auto"'),
     Pending((*_CLUSTER, "max_in_flight"), _is("auto"), "auto", 'write max_in_flight = "off"'),
     Pending((*_CLUSTER, "tls"), _on, {"verify": True}),
-    Pending((*_CLUSTER, "send_proxy"), _on, "v2", 'write send_proxy = "off"'),
 )
 
 

@@ -39,7 +39,12 @@ class ResponseForm:
         if edits is None and not extra:
             known = response.written.get(key)
             if known is not None:
-                return known
+                if response.dated or response.status < 200:
+                    return known
+                # Ours is in it: good for as long as it is the date.
+                if response.written_at == self._date.line():
+                    return known
+                response.written.clear()
         if response.status < 200 and request.http10:
             return b""
         lines = response.forward
@@ -58,8 +63,10 @@ class ResponseForm:
             extra,
         )
         # A 101 without Upgrade is completed from its request.
-        if edits is None and not extra and not undated and response.status != 101:
+        if edits is None and not extra and response.status != 101:
             response.written[key] = head
+            if undated:
+                response.written_at = self._date.line()
         return head
 
 

@@ -63,6 +63,7 @@ class Response:
         "status",
         "upgrade",
         "written",
+        "written_at",
     )
 
     def __init__(self, status: int, reason: bytes) -> None:
@@ -76,6 +77,7 @@ class Response:
         self.dated = False
         self.secret = False  # sets cookies: not remembered beyond its connection
         self.written: dict[int, bytes] = {}  # heads made of it, by framing and connection
+        self.written_at = b""  # the Date line in them, when it is ours
 
     @property
     def interim(self) -> bool:

@@ -82,7 +82,7 @@ class Site:
             self.connections = ConnectionCount(limits.connections_per_client)
         if previous is not None and kept:
             self.rate, self.connections = previous.rate, previous.connections
-        self.trusts = _trust(listener)
+        self.trusts = trust(listener)
 
     def request_parser(self) -> RequestParser:
         """For a new client connection."""
@@ -97,7 +97,8 @@ class Site:
         return Peer(address, self.scheme, local, trusted=self.trusts(address))
 
 
-def _trust(listener: Listener) -> Callable[[str], bool]:
+def trust(listener: Listener) -> Callable[[str], bool]:
+    """The listener's `trusted` as a question about an address."""
     networks = listener.trusted
     if not networks:
         return lambda _: False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tidegate.metrics.names import EndReason
     from tidegate.session.http_shared import HttpSide
     from tidegate.session.spliced import Splicer
+    from tidegate.session.tcp_guard import TcpSide
 
 # One buffer per worker: bytes are copied out of it only when they must wait. 64 KiB is what a socket
 # of default size holds; larger buys nothing measurable for a relay and costs cache.
@@ -73,6 +74,8 @@ class Context:
     active: int = 0
     splicer: Splicer | None = None  # lets the kernel move the bytes of long streams, where it can
     http: HttpSide | None = None  # what the sessions of an http listener share
+    tcp: TcpSide | None = None  # the same of a tcp listener, where they have more to do than relay
+    answer_stale: Callable[[socket.socket], bool] | None = None  # on_stale = "503": False when it could not
     draining: bool = False  # nothing new is to be begun: keep no connection alive
 
 

@@ -64,7 +64,10 @@ class HttpSession(ResponseSide):
         ctx = self.ctx
         now = ctx.reactor.now
         address = self.peer[0] if isinstance(self.peer, tuple) else ""
-        if self.http.expect_proxy and self.http.site.trusts(address):
+        if self.http.expect_proxy:
+            if address and not self.http.site.trusts(address):
+                self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
+                return
             self._state = PROXY
             self._proxy = ProxyReader(self.http.listener.proxy_protocol)
             ctx.reactor.timers.arm(self._timer, now + min(self.http.tick_ns, WATCH_CLIENT_AFTER_NS))
@@ -195,7 +198,7 @@ class HttpSession(ResponseSide):
         assert http.log is not None and http.site.log_line is not None
         now = self.ctx.reactor.now
         record = Record()
-        record.time_ns = http.epoch_ns(now, now)
+        record.time_ns = now + http.epoch_offset_ns(now)
         record.client = self._peer.address.decode("ascii")
         record.listener = http.listener.name
         if self._parser.state != FAILED:
@@ -321,12 +324,12 @@ class HttpSession(ResponseSide):
             "listener": self.ctx.listener.name,
             "state": STATE_NAMES[self._state],
             "client": format_peer(self.peer),
-            "backend": self._backend.name if self._backend else "",
+            "backend": self._served_by.name if self._in_request and self._served_by else "",
             "age_ms": (now - self.established_ns) // 1_000_000,
             "idle_ms": (now - self.last_progress_ns) // 1_000_000,
             "first_request": self._first_request,
             "status": self._status if self._in_request else 0,
-            "pending_in": len(self._back_out) if self._backend else 0,
+            "pending_in": len(self._back_out),
             "pending_out": len(self._out),
             "fault": self._fault,
         }
@@ -344,6 +347,9 @@ class HttpSession(ResponseSide):
         if state == CLOSED:
             return
         ctx = self.ctx
+        if reason is not EndReason.DONE and _log.isEnabledFor(logging.INFO):
+            level = logging.DEBUG if reason in _CLIENTS_CHOICE else logging.INFO
+            _abnormal.event(level, "session_ended", reason=reason.value, **self.describe())
         if state == QUEUED and self._entered is not None:
             self._entered.cancel(self)
             self._entered = None
@@ -351,9 +357,6 @@ class HttpSession(ResponseSide):
         self._state = CLOSED
         if self._entered is not None:
             self._leave_gate(ctx.reactor.now)
-        if reason is not EndReason.DONE and _log.isEnabledFor(logging.INFO):
-            level = logging.DEBUG if reason in _CLIENTS_CHOICE else logging.INFO
-            _abnormal.event(level, "session_ended", reason=reason.value, **self.describe())
         if self._in_request:
             words = ctx.words
             words[REQUESTS[self._status // 100 if self._head_sent else 0]] += 1

@@ -80,7 +80,7 @@ class BackSide(FrontSide):
             request,
             self._peer,
             self._action.rewrite,
-            http.epoch_ns(start, now) // 1000,
+            (start + http.epoch_offset_ns(now)) // 1000,
             (now - start) // 1000,
         )
         if parser.state == BODY:
@@ -94,9 +94,16 @@ class BackSide(FrontSide):
             first = self._proxy_header() + first
         self._first = first
         self._first_whole = parser.state == COMPLETE
-        self._sent = self._fresh = self._upstream_broken = self._by_close = False
-        self._back_out = b""
-        self._plan = None
+        self._sent = False
+        if self._unusual:
+            self._unusual = self._fresh = self._upstream_broken = False
+            self._plan = None
+        cluster = self._cluster
+        if cluster.plain:
+            backend = cluster.state.pick((), None, now)
+            if backend is not None:
+                self._attempt(backend, now)
+                return
         self._pick(now)
 
     # a backend
@@ -125,7 +132,7 @@ class BackSide(FrontSide):
         cluster = self._cluster
         self._backend = self._served_by = backend
         self._back_ns = now
-        cluster.state.acquired(backend)
+        backend.active += 1  # ClusterState.acquired
         if cluster.pooled and not self._fresh:
             cluster.unsafe = not self._first_whole or self._request.method not in IDEMPOTENT
             conn = cluster.pool.checkout(backend)
@@ -144,7 +151,10 @@ class BackSide(FrontSide):
                 except OSError:
                     self._closed_untouched(now)
                     return
-                self._first_sent(sent)
+                if sent == len(first) and self._first_whole:
+                    self._sent = True
+                else:
+                    self._first_sent(sent)
                 return
         if not cluster.pool.may_open(backend):
             cluster.state.released(backend)
@@ -232,6 +242,7 @@ class BackSide(FrontSide):
         """On another backend, perhaps later; or answer `status`."""
         plan = self._plan
         if plan is None:
+            self._unusual = True
             cluster = self._cluster
             plan = self._plan = RetryPlan(cluster.state, self._hash_key() if cluster.hashed else None)
             plan.attempts = 1
@@ -268,7 +279,7 @@ class BackSide(FrontSide):
         self._drop_back()
         if again and stale:
             # It had been closed while idle: not the backend's fault, and no attempt is used up by it.
-            self._fresh = True
+            self._fresh = self._unusual = True
             self._sent = False
             self.ctx.words[RETRIES] += 1
             self._retries += 1
@@ -327,7 +338,7 @@ class BackSide(FrontSide):
 
     def _upstream_lost(self) -> None:
         """The backend takes no more, but it may have answered before it closed: read on."""
-        self._upstream_broken = True
+        self._upstream_broken = self._unusual = True
         self._back_out = b""
         self._update_back()
 
@@ -341,6 +352,7 @@ class BackSide(FrontSide):
 
     def _drop_back(self) -> None:
         """Close the connection in use, if there is one, and let go of the backend."""
+        self._back_out = b""
         conn, self._conn = self._conn, None
         backend, self._backend = self._backend, None
         if backend is None:

@@ -28,6 +28,7 @@ from tidegate.session.http_state import (
     WATCHED,
     HttpState,
 )
+from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
 
 # One read for a head: most are far smaller, and what a pipelining client sends beyond it waits in the kernel.
 HEAD_RECV: Final = 16 * 1024
@@ -72,6 +73,9 @@ class FrontSide(HttpState):
         self._watch(keep | EPOLLOUT if self._out else keep)
 
     def _on_front(self, mask: int) -> None:
+        if mask == EPOLLIN and self._state == HEAD and not self._out:
+            self._read_head()  # nearly always
+            return
         if mask & EPOLLOUT:
             self._flush_front()
             if self._state == CLOSED:
@@ -138,7 +142,7 @@ class FrontSide(HttpState):
             try:
                 request = parser.receive_head(data)
             except RequestError as error:
-                self._refuse(error)
+                self._refuse(error, data)
                 return
             if request is None:
                 if not self._partial:
@@ -149,7 +153,7 @@ class FrontSide(HttpState):
             self._looping = True
             self._serve(request)
             self._looping = False
-            if self._state != HEAD:
+            if self._state != HEAD:  # nearly always: a backend has it now
                 return
             if self._out or not parser.rest:
                 break
@@ -176,7 +180,7 @@ class FrontSide(HttpState):
         try:
             payload = self._parser.receive_body(data)
         except RequestError as error:
-            self._refuse(error)
+            self._refuse(error, data)
             return
         if payload:
             self._to_back(payload)
@@ -202,6 +206,7 @@ class FrontSide(HttpState):
         self._head_ns = now
         self._status = 0
         self._retries = 0
+        self._served_by = None
         action = request.route
         if action is None:
             action = request.route = site.routes.find(request)
@@ -279,8 +284,15 @@ class FrontSide(HttpState):
         if self._state != CLOSED:
             self._response_over(reason)
 
-    def _refuse(self, error: RequestError) -> None:
+    def _refuse(self, error: RequestError, data: bytes = b"") -> None:
         """The client broke the protocol: answer if that is still possible, then close."""
+        refusals.note(
+            listener=self.ctx.listener.name,
+            client=self._peer.address.decode("ascii"),
+            fault=error.fault,
+            message=error.message,
+            data=data,
+        )
         self._must_linger = True
         self._reason = EndReason.BAD_REQUEST
         self._fault = error.fault

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
+from tidegate import logs
 from tidegate.http.answering import must_close
 from tidegate.http.cookies import set_cookie
 from tidegate.http.errors import ResponseError
@@ -14,9 +16,12 @@ from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from tidegate.metrics.names import EndReason
 from tidegate.session.http_back import BackConnection
 from tidegate.session.http_exchange import BackSide
-from tidegate.session.http_state import CLOSED, CONNECTING
+from tidegate.session.http_state import CLOSED, CONNECTING, EXCHANGE
+from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
 
 BACK_RECV: Final = 64 * 1024
+
+_failed = logs.RateLimited(logging.getLogger("tidegate.session"), per_second=10)
 
 
 class ResponseSide(BackSide):
@@ -30,6 +35,9 @@ class ResponseSide(BackSide):
     def on_back(self, mask: int) -> None:
         conn = self._conn
         assert conn is not None
+        if mask == EPOLLIN and self._state == EXCHANGE and not self._out:
+            self._read_back(conn)  # nearly always
+            return
         if self._state == CONNECTING:
             self._on_connect_event(mask)
             if not mask & EPOLLIN:
@@ -68,6 +76,14 @@ class ResponseSide(BackSide):
                 out = parser.end()
         except ResponseError as error:
             self._fault = error.fault
+            refusals.note(
+                listener=self.ctx.listener.name,
+                client=self._peer.address.decode("ascii"),
+                fault=error.fault,
+                message=error.message,
+                data=data,
+                side="backend",
+            )
             self._response_failed(EndReason.BAD_RESPONSE if data else EndReason.BACKEND_CLOSED)
             return
         if out:
@@ -145,5 +161,14 @@ class ResponseSide(BackSide):
         self._leave_gate(now)
         if self._head_sent:
             self._cut(reason)
-        else:
-            self._answer(status, reason)
+            return
+        _failed.event(
+            logging.INFO,
+            "response_failed",
+            listener=self.ctx.listener.name,
+            backend=backend.name,
+            reason=reason.value,
+            fault=self._fault or None,
+            status=status,
+        )
+        self._answer(status, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ from tidegate.cluster.inflight import Gate, WaitEnd
 from tidegate.cluster.pool import ConnectionPool, readable
 from tidegate.cluster.sticky import Sticky
 from tidegate.config.model import Balance, Listener, ProxyProtocol
+from tidegate.http.errors import RequestError
 from tidegate.http.forwarded import Peer
 from tidegate.http.response import ResponseMemo
 from tidegate.http.site import Site
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 # Clients whose generated header lines are remembered: as many as are likely to come back soon.
 _KNOWN_PEERS: Final = 1024
 _SECOND_NS: Final = 1_000_000_000
+# What of a stale connection's bytes is looked at: most heads are far smaller.
+HEAD_PEEK: Final = 16 * 1024
 
 
 class Queued:
@@ -40,7 +44,7 @@ class Queued:
 class HttpCluster:
     """One cluster's connections and places, in one worker; shared by its listeners, kept over reloads."""
 
-    __slots__ = ("_memo", "_sticky_name", "cookie", "gate", "hashed", "pool", "pooled", "reactor", "state",
+    __slots__ = ("_memo", "cookie", "gate", "hashed", "plain", "pool", "pooled", "reactor", "state",
                  "sticky", "unsafe")  # fmt: skip
 
     def __init__(self, state: ClusterState, reactor: Reactor) -> None:
@@ -54,6 +58,7 @@ class HttpCluster:
         self.sticky: Sticky | None = None
         self.cookie = b""
         self.hashed = False
+        self.plain = True  # a backend is picked by load alone
         self.pooled = True
         self._memo = ResponseMemo()
         state.on_change.append(self.pool.sync)
@@ -82,6 +87,7 @@ class HttpCluster:
         self.cookie = config.sticky_cookie.encode("ascii")
         if self.cookie and self.sticky is None:
             self.sticky = Sticky(self.state)
+        self.plain = not self.hashed and self.sticky is None
         limit = config.max_in_flight or None
         if self.gate is not None:
             self.gate.set_limit(limit, config.max_waiting, self.reactor.now)
@@ -153,9 +159,25 @@ class HttpSide:
             known = self._peers[address] = self.site.peer(address, self._local)
         return known
 
-    def epoch_ns(self, monotonic_ns: int, now_ns: int) -> int:
-        """A CLOCK_MONOTONIC time as nanoseconds since the epoch; follows a stepped clock within a second."""
+    def answer_stale(self, sock: socket.socket) -> bool:
+        """503 to who waited too long, if the request's head is here already; False: nothing was sent."""
+        try:
+            request = self.site.request_parser().receive_head(sock.recv(HEAD_PEEK, socket.MSG_PEEK))
+            if request is None:
+                return False
+            answer = self.site.answers.answer(
+                503, head_only=request.method == b"HEAD", close=True, http10=request.http10, retry_after_s=1
+            )
+            sock.send(answer)
+            # Read what was looked at: closing over unread bytes would be a reset, and overtake the answer.
+            sock.recv(HEAD_PEEK)
+        except (OSError, RequestError):
+            return False
+        return True
+
+    def epoch_offset_ns(self, now_ns: int) -> int:
+        """What CLOCK_MONOTONIC lacks to the time since the epoch; follows a stepped clock within a second."""
         if now_ns >= self._offset_until_ns:
             self._offset_ns = time.time_ns() - time.monotonic_ns()
             self._offset_until_ns = now_ns + _SECOND_NS
-        return monotonic_ns + self._offset_ns
+        return self._offset_ns

@@ -113,6 +113,7 @@ class HttpState(Queued):
         "_status",
         "_sticky_named",
         "_timer",
+        "_unusual",
         "_upstream_broken",
         "_wake_ns",
         "ctx",
@@ -154,7 +155,6 @@ class HttpState(Queued):
         self._conn: BackConnection | None = None
         self._backend: BackendState | None = None
         self._entered: Gate[Queued] | None = None  # where it holds a place
-        self._plan: RetryPlan | None = None
         self._proxy: ProxyReader | None = None
         self._bytes_in = self._bytes_out = 0
         self._fault = ""  # what exactly was wrong with a request or response, for the log
@@ -167,13 +167,15 @@ class HttpState(Queued):
         self._cluster: HttpCluster
         self._peer: Peer
         self._back_out = b""  # for the backend, not taken yet
+        self._unusual = True  # something in what follows differs from how a plain request leaves it
+        self._plan: RetryPlan | None
         self._first: bytes  # head and what of the body came with it
         self._first_whole: bool  # that is all of the request
         self._sent: bool  # a byte of it
         self._fresh: bool  # on a new connection only
-        self._by_close: bool  # the response ends with the connection
+        self._by_close = False  # the response ends with the connection
         self._sticky_named: BackendState | None  # by the client's cookie
-        self._served_by: BackendState | None
+        self._served_by: BackendState | None = None
 
     # what others ask of a session
 

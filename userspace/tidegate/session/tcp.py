@@ -253,8 +253,11 @@ class TcpSession:
         if self._front_interest != -1:
             ctx.reactor.redirect(front_fd, self._on_front)
         ctx.reactor.timers.arm(self._timer, self._idle_deadline())
-        # the client's first bytes are here already more often than not: save a turn of the loop
-        self._pump(self._up, self.front, back)
+        if self._up.pending is not None:
+            self._flush(self._up, back)  # what goes before the client's own bytes
+        else:
+            # the client's first bytes are here already more often than not: save a turn of the loop
+            self._pump(self._up, self.front, back)
         if self._splice_at == 0 and self._state == RELAYING:
             self._hand_over()
         if self._state == RELAYING:

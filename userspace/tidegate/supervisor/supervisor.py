@@ -42,6 +42,7 @@ from tidegate.supervisor.notify import Notifier
 from tidegate.supervisor.process import raise_nofile
 from tidegate.supervisor.queries import Queries
 from tidegate.supervisor.reload import Reload
+from tidegate.supervisor.traffic import prepare_logs
 from tidegate.supervisor.upgrade import Handover, Upgrade
 from tidegate.supervisor.verbs import Verbs
 from tidegate.supervisor.verbs_change import RuntimeChanges
@@ -156,7 +157,8 @@ class Supervisor:
         )
 
     def allocate_rows(self) -> None:
-        """Every row that a worker may write, before it is forked or told of it."""
+        """Every row that a worker may write, before it is forked or told of it; its log files likewise."""
+        prepare_logs(self.config, self.user)
         for index in range(self.worker_count):
             self.segment.row(RowKey(Scope.WORKER, index))
             for group in self.groups.groups:
@@ -414,6 +416,7 @@ class Supervisor:
         self.reactor.timers.arm(self._limit_timer, time.monotonic_ns() + timeout_ns + GRACE_NS)
 
     def _reopen_logs(self) -> None:
+        prepare_logs(self.config, self.user)
         self.workers.broadcast({"type": "reopen"})
 
     def count_reload(self, result: ReloadResult) -> None:

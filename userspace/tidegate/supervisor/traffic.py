@@ -9,9 +9,11 @@ from tidegate import logs
 from tidegate.cluster.balance import ClusterState
 from tidegate.cluster.health_io import Checker
 from tidegate.cluster.resolve_io import Resolver
-from tidegate.config.model import Config, Listener, Protocol
+from tidegate.config.model import Config, Listener, OnStale, Protocol
+from tidegate.config.resolve import Identity
 from tidegate.loop.reactor import Reactor
-from tidegate.session.accesslog import LogFile
+from tidegate.session import tcp_guard
+from tidegate.session.accesslog import LogFile, prepare
 from tidegate.session.context import Context
 from tidegate.session.http_shared import HttpCluster, HttpSide
 
@@ -79,12 +81,14 @@ class Traffic:
         for _state, checker in self._watched.values():
             checker.start()
 
-    def side(self, listener: Listener, ctx: Context) -> HttpSide | None:
-        """The HTTP side of a listener, None for TCP. Raises OperatorErrors."""
+    def equip(self, ctx: Context, listener: Listener, cluster: ClusterState | None) -> None:
+        """Give a listener's context what its sessions share. Raises OperatorErrors."""
         if listener.protocol is Protocol.TCP:
-            return None
+            ctx.tcp = tcp_guard.side(listener, cluster, ctx.tcp)
+            return
         log = self._logs[listener.access_log.path] if listener.access_log is not None else None
-        return HttpSide(listener, self._http, ctx.http, log)
+        http = ctx.http = HttpSide(listener, self._http, ctx.http, log)
+        ctx.answer_stale = http.answer_stale if listener.on_stale is OnStale.ANSWER_503 else None
 
     def reopen(self) -> None:
         """SIGUSR1: log files were renamed."""
@@ -97,3 +101,17 @@ class Traffic:
         for log in self._logs.values():
             log.close()
         self.resolver.close()
+
+
+def prepare_logs(config: Config, user: Identity | None) -> None:
+    """As root: make the access logs' files what workers without privileges can open."""
+    if user is None:
+        return
+    for listener in config.listeners:
+        if listener.access_log is None:
+            continue
+        try:
+            prepare(listener.access_log.path, user.uid, user.gid)
+        except OSError as error:
+            path = listener.access_log.path
+            logs.event(_log, logging.ERROR, "access_log_not_made", path=path, error=error.strerror)

@@ -30,7 +30,7 @@ from tidegate.loop.slab import Slab
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, WORKER, EndReason, Scope
 from tidegate.metrics.segment import RowKey, Segment
-from tidegate.session import zombies
+from tidegate.session import tcp_guard, zombies
 from tidegate.session.context import BUFFER_SIZE, Context, Session
 from tidegate.session.http import HttpSession
 from tidegate.session.http_back import BackConnection
@@ -167,13 +167,13 @@ class Worker:
             ctx,
             group.sock(self.index),
             self.setup.read_age,
-            TcpSession if group.listener.protocol is Protocol.TCP else HttpSession,
+            tcp_guard.make if group.listener.protocol is Protocol.TCP else HttpSession,
             limit,
             self._spare,
             lambda active: slots.set_active(slot, active),
             shared=group.shared,
         )
-        ctx.http = self.traffic.side(group.listener, ctx)
+        self.traffic.equip(ctx, group.listener, ctx.cluster)
         ctx.on_end = acceptor.session_ended
         slots.set_active(slot, 0)
         slots.set_capacity(slot, limit)
@@ -304,7 +304,7 @@ class Worker:
                 continue
             words = self._words(Scope.LISTENER, group.name)
             cluster_state = self.clusters.get(group.listener.cluster)
-            acceptor.ctx.http = self.traffic.side(group.listener, acceptor.ctx)
+            self.traffic.equip(acceptor.ctx, group.listener, cluster_state)
             acceptor.apply(group.listener, cluster_state, words, limits[group.name])
             self._slots.set_capacity(group.slots[self.index], limits[group.name])
         for group in known.values():
