@@ -324,6 +324,7 @@ class HttpSession(ResponseSide):
             "listener": self.ctx.listener.name,
             "state": STATE_NAMES[self._state],
             "client": format_peer(self.peer),
+            "cluster": self._cluster.state.config.name if self._in_request and self._served_by else "",
             "backend": self._served_by.name if self._in_request and self._served_by else "",
             "age_ms": (now - self.established_ns) // 1_000_000,
             "idle_ms": (now - self.last_progress_ns) // 1_000_000,
