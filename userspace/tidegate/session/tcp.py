@@ -174,6 +174,7 @@ class TcpSession:
             "listener": self.ctx.listener.name,
             "state": STATE_NAMES[self._state],
             "client": format_peer(self.peer),
+            "cluster": self._cluster.config.name,
             "backend": self._backend.name if self._backend else "",
             "age_ms": (now - self.established_ns) // 1_000_000,
             "idle_ms": (now - self.last_progress_ns) // 1_000_000,
