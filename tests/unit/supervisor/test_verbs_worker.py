@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tidegate.loop.reactor import Reactor
 from tidegate.loop.slab import Slab
-from tidegate.session.refusals import AROUND, Refusals
+from tidegate.session.refusals import AROUND, Refusals, first_suspect
 from tidegate.supervisor import verbs_worker
 from tidegate.supervisor.verbs_worker import EventForwarder, Filter, Walk, parse_token, show_token
 
@@ -174,3 +174,31 @@ def test_a_refusal_at_any_place_or_none(position: int) -> None:
     assert said["byte"] == (b"abc"[position] if 0 <= position < 3 else None)
     ring.note(listener="l", client="c", fault="cut", message="m")
     assert ring.last(1)[0].describe()["excerpt"] == ""
+
+
+@pytest.mark.parametrize(
+    ("head", "position"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: a :b\tc\r\n\r\n", -1),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r", -1),
+        (b"GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n", 23),
+        (b"GET /\x7f HTTP/1.1\r\n\r\n", 5),
+        (b"GET / HTTP/1.1\nHost: a\r\n\r\n", 14),
+        (b"GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", 23),
+        (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 20),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", 25),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\0", -1),
+    ],
+)
+def test_the_first_byte_that_no_head_may_hold(head: bytes, position: int) -> None:
+    assert first_suspect(head) == position
+    ring = Refusals()
+    ring.note(listener="l", client="c", fault="header", message="m", data=head)
+    assert ring.last(1)[0].position == position
+    ring.note(listener="l", client="c", fault="cut", message="m", data=head)
+    assert ring.last(1)[0].position == -1, "a fault of another kind has no byte to blame"
+
+
+@given(st.binary(max_size=200))
+def test_looking_for_it_never_fails(data: bytes) -> None:
+    assert -1 <= first_suspect(data) < max(1, len(data))

@@ -5,6 +5,7 @@ One ring per process, written by whoever parses; nothing is sent anywhere until 
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,6 +14,13 @@ from typing import Any, Final
 CAPACITY: Final = 64
 # Bytes kept before and after the offending one.
 AROUND: Final = 48
+# What no HTTP/1 head may hold (RFC 9112, 2.2 and 5): control bytes, a bare CR or LF, a folded line, a space
+# before the colon of a field.
+_SUSPECT: Final = re.compile(
+    rb"(?P<byte>[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n)"
+    rb"|(?<=\n)(?P<fold>[ \t])|(?<=\n)[^:\r\n]*?(?P<space>[ \t]):"
+)
+_OF_HEADS: Final = frozenset({"header", "request_line", "status_line"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +77,13 @@ class Refusals:
         position: int = -1,
         side: str = "client",
     ) -> None:
-        """Keep one; of `data` (the message as far as it was read) only what is around `position`."""
+        """Keep one; of `data` (the message as far as it was read) only what is around `position`.
+
+        Where the parser does not name a position, the first byte that no head may hold is taken for it.
+        """
         self.total += 1
+        if position < 0 and fault in _OF_HEADS:
+            position = first_suspect(data)
         start = max(0, min(position, len(data)) - AROUND)
         excerpt = bytes(data[start : start + 2 * AROUND + 1])
         self._ring.append(
@@ -80,6 +93,15 @@ class Refusals:
     def last(self, count: int) -> list[Refusal]:
         """Newest first."""
         return list(self._ring)[::-1][:count]
+
+
+def first_suspect(data: bytes | bytearray | memoryview) -> int:
+    """Position of the first byte of a message head that is out of place wherever it stands; -1 for none."""
+    head, _, _ = bytes(data).partition(b"\r\n\r\n")
+    found = _SUSPECT.search(head)
+    if found is None:
+        return -1
+    return max(found.start(name) for name in ("byte", "fold", "space"))
 
 
 RING: Final = Refusals()
