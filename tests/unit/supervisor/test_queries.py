@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def test_all_answer(bench: Bench) -> None:
         assert before + DEADLINE_NS <= question["expires_ns"] <= time.monotonic_ns() + DEADLINE_NS
     bench.answer(0, 1, {"a": 0})
     assert not bench.got
-    fd = to_sealed({"a": 1})
+    fd = to_sealed('{"a": 1}')
     bench.answer(1, 1, fd=fd)
     os.close(fd)
     (answers,) = bench.got
@@ -176,7 +177,7 @@ def test_so_many_questions_and_no_more(bench: Bench) -> None:
 
 
 def test_only_sealed_memory_is_read() -> None:
-    fd = to_sealed({"x": ["y"] * 1000})
+    fd = to_sealed(json.dumps({"x": ["y"] * 1000}))
     assert read_sealed(fd) == {"x": ["y"] * 1000}
     with pytest.raises(PermissionError):
         os.write(fd, b"more")
@@ -196,7 +197,7 @@ def test_only_sealed_memory_is_read() -> None:
 
 
 def test_what_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    fd = to_sealed({"x": "y" * 1000})
+    fd = to_sealed(json.dumps({"x": "y" * 1000}))
     monkeypatch.setattr(queries, "MAX_ANSWER", 500)
     with pytest.raises(ValueError, match="too large"):
         read_sealed(fd)

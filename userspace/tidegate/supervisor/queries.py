@@ -144,11 +144,11 @@ class Queries:
         question.done(question.answers)
 
 
-def to_sealed(value: object) -> int:
-    """An fd that holds `value` as JSON, never to be changed again. For the worker. Raises OSError."""
+def to_sealed(text: str) -> int:
+    """An fd that holds `text`, never to be changed again. For the worker. Raises OSError."""
     fd = os.memfd_create("tidegate-answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        data = memoryview(json.dumps(value).encode())
+        data = memoryview(text.encode())
         while data:
             data = data[os.write(fd, data) :]
         seals = _SEALED | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -160,8 +160,9 @@ def to_sealed(value: object) -> int:
 
 
 def read_sealed(fd: int) -> Any:
-    """What `to_sealed` put there. The seals make sure that a worker gone bad cannot make a read of it block
-    or fault: it is memory, and it stays.
+    """The JSON that `to_sealed` put there.
+
+    The seals make sure that a worker gone bad cannot make a read block or fault: it is memory, and stays.
 
     Raises OSError and ValueError when it is anything else.
     """

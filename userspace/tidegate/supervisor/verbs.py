@@ -29,7 +29,8 @@ from tidegate.supervisor.workers import ACTIVE, WorkerProcess
 if TYPE_CHECKING:
     from tidegate.supervisor.supervisor import Supervisor
 
-MAX_SESSIONS: Final = 10_000
+# Describing them holds a worker's loop for some 10 us each; who wants more narrows the filter.
+MAX_SESSIONS: Final = 2_000
 ZOMBIES_KEPT: Final = 200
 
 

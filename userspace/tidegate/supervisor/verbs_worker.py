@@ -175,18 +175,22 @@ class WorkerAnswers:
             if len(found) > limit:
                 heapq.heappop(found)
 
-        def done() -> None:
-            told = []
-            for since, token in sorted(found, reverse=True):
-                session = worker.slab.get(token)
-                if session is not None:  # it may have ended meanwhile
-                    one = session.describe()
-                    one["token"] = show_token(os.getpid(), token)
-                    one["worker"] = worker.index
-                    one["since_ns"] = -since
-                    told.append(one)
-            self._answer(number, {"matched": matched, "sessions": told})
+        def describe(token: int, session: Session, now: int) -> None:
+            since = session.last_progress_ns if by_idle else session.started_ns
+            one = session.describe()
+            one |= {"token": show_token(os.getpid(), token), "worker": worker.index, "since_ns": since}
+            told.append(json.dumps(one))
 
+        def done() -> None:
+            chosen = iter([token for _, token in sorted(found, reverse=True)])
+            living = ((token, session) for token in chosen if (session := worker.slab.get(token)) is not None)
+            # made into text one by one: thousands of them at once would hold the loop
+            Walk(worker.reactor, living, describe, finished).go()
+
+        def finished() -> None:
+            self._answer_text(number, f'{{"matched":{matched},"sessions":[{",".join(told)}]}}')
+
+        told: list[str] = []
         Walk(worker.reactor, iter(worker.slab), visit, done).go()
 
     def _kill(self, number: int, args: dict[str, Any]) -> None:
@@ -219,13 +223,16 @@ class WorkerAnswers:
         }
 
     def _answer(self, number: int, answer: dict[str, Any]) -> None:
+        self._answer_text(number, json.dumps(answer))
+
+    def _answer_text(self, number: int, text: str) -> None:
         channel = self._worker.setup.channel
         message = {"type": "answer", "id": number}
-        if len(json.dumps(answer)) <= INLINE:
-            channel.send(message | {"answer": answer})
+        if len(text) <= INLINE:
+            channel.send(message | {"answer": json.loads(text)})
             return
         try:
-            fd = to_sealed(answer)
+            fd = to_sealed(text)
         except OSError:  # no fd left
             channel.send(message | {"answer": None})
             return
