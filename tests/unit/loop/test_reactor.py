@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from tidegate.loop.reactor import EPOLLIN, Reactor
+from tidegate.loop.reactor import BATCH, EPOLLIN, Reactor
 from tidegate.loop.timers import Timer
 
 
@@ -120,3 +120,61 @@ def test_an_exception_in_a_timer_or_a_deferred_call_does_not_end_the_loop(reacto
     reactor.call_after_batch(reactor.stop)
     reactor.run()
     assert reactor.stopped
+
+
+class Clock:
+    """CLOCK_MONOTONIC of a process that is stopped now and then."""
+
+    def __init__(self) -> None:
+        self.ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@pytest.mark.parametrize("count", [3, 2 * BATCH + 5])
+def test_after_a_stop_events_come_before_the_timers_they_would_have_moved(count: int) -> None:
+    """The stopped process has data to read from everybody: nobody was silent but itself."""
+    clock = Clock()
+    reactor = Reactor(clock)
+    pairs = [readable_pair() for _ in range(count)]
+    silent = []
+    timers = {}
+    for sock, _ in pairs:
+        fd = sock.fileno()
+        timers[fd] = Timer(lambda now, fd=fd: silent.append(fd))
+        reactor.timers.arm(timers[fd], clock.ns + 500_000_000)
+
+        def heard(mask: int, sock: socket.socket = sock) -> None:
+            sock.recv(1)
+            reactor.timers.cancel(timers[sock.fileno()])
+
+        reactor.add(fd, EPOLLIN, heard)
+    clock.ns += 2_000_000_000
+    for _ in range(count // BATCH + 2):
+        reactor.run_once(0)
+    assert not silent
+    for a, b in pairs:
+        a.close()
+        b.close()
+    reactor.close()
+
+
+def test_timers_wait_for_events_no_longer_than_one_round() -> None:
+    clock = Clock()
+    reactor = Reactor(clock)
+    pairs = [readable_pair() for _ in range(3 * BATCH)]
+    for sock, _ in pairs:
+        reactor.add(sock.fileno(), EPOLLIN, lambda mask: None)  # never read: ready for ever
+    fired = []
+    reactor.timers.arm(Timer(fired.append), clock.ns + 500_000_000)
+    clock.ns += 2_000_000_000
+    turns = 0
+    while not fired and turns < 20:
+        turns += 1
+        reactor.run_once(0)
+    assert turns <= 3 + 2
+    for a, b in pairs:
+        a.close()
+        b.close()
+    reactor.close()

@@ -22,6 +22,9 @@ EPOLLEXCLUSIVE = select.EPOLLEXCLUSIVE
 BATCH = 64
 # The longest sleep with nothing armed; a lost wake-up costs no more than this.
 MAX_WAIT_NS = 1_000_000_000
+# A turn that comes later than it should by this much: the process stood still, and what happened
+# meanwhile (the data that moves a deadline) is looked at before the deadlines that passed.
+LATE_NS = 100_000_000
 
 _log = logging.getLogger("tidegate.loop")
 
@@ -32,6 +35,9 @@ class Closable(Protocol):
 
 class Reactor:
     """Dispatches readiness and time to callbacks, one thread, level-triggered.
+
+    After the process stood still (stopped, starved) what is ready goes first, then the timers: nobody is
+    timed out for a silence that was ours.
 
     An fd handed to `close_after_batch` stays open, and its number taken, until every event of the
     current batch is dispatched, so a later event of the batch never reaches a stranger.
@@ -46,6 +52,7 @@ class Reactor:
         self._closing: list[Closable] = []
         self._after: list[Callable[[], None]] = []
         self._stopped = False
+        self._behind = 0  # batches that may still go before the timers, after the process stood still
         self.now = clock()  # ns, CLOCK_MONOTONIC, of the start of this batch
         self.timers = TimerWheel(self.now)
         self.iterations = 0
@@ -105,7 +112,13 @@ class Reactor:
             wait_ns = max_wait_ns if due is None else min(due, max_wait_ns)
         # select.epoll rounds the seconds up to the next millisecond: never early, so never spinning
         events = self._epoll.poll(wait_ns / 1e9, BATCH)
-        started = self.now = self._clock()
+        started = self._clock()
+        if started - self.now > wait_ns + LATE_NS and not self._behind:
+            # a full round of all that is watched: a level-triggered epoll tells each once in it
+            self._behind = len(self._callbacks) // BATCH + 1
+            if not events:  # a stopped epoll_wait ends by its timeout, with nothing
+                events = self._epoll.poll(0, BATCH)
+        self.now = started
         self.iterations += 1
         if self.each_batch is not None:
             self.each_batch(started)
@@ -118,7 +131,11 @@ class Reactor:
                 callback(mask)
             except Exception:
                 self._failed(fd, callback)
-        self._run_timers()
+        if self._behind and len(events) == BATCH:
+            self._behind -= 1
+        else:
+            self._behind = 0
+            self._run_timers()
         if self._after:
             self._run_after()
         if self._closing:

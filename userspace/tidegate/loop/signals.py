@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
 from types import FrameType
 
 from tidegate.loop.reactor import EPOLLIN, Reactor
+
+_log = logging.getLogger("tidegate.loop")
 
 
 class Signals:
@@ -41,8 +44,13 @@ class Signals:
             return
         for number in numbers:
             handler = self._handlers.get(number)
-            if handler is not None:
+            if handler is None:
+                continue
+            try:
                 handler()
+            except Exception:
+                # to the reactor it would be this fd that failed: a process deaf to SIGTERM from then on
+                _log.error("signal_handler_failed", exc_info=True, extra={"kv": {"signal": number}})
 
 
 def _ignore_here(number: int, frame: FrameType | None) -> None:
