@@ -154,11 +154,22 @@ class Acceptor:
         """Take over what a reload may change without a new socket; sessions under way keep their backends."""
         self.ctx.listener = listener
         self.ctx.cluster = cluster
+        if words is not self.ctx.words:
+            self._move_counts(words)
         self.ctx.words = words
         self.max_connections = max_connections
         self.admission = Deadline(listener.stale_after_ns)
         self.queue.capacity = listener.accept_queue
         self._schedule_make()
+
+    def _move_counts(self, words: memoryview) -> None:
+        """The listener has another name: what is under way will end there, so it counts as begun there."""
+        old, active, queued = self.ctx.words, self.ctx.active, len(self.queue)
+        for index, count in ((_ACCEPTED, active + queued), (_SESSIONS_TOTAL, active)):
+            old[index] -= count
+            words[index] += count
+        old[_SESSIONS] = old[_QUEUED] = 0
+        words[_SESSIONS], words[_QUEUED] = active, queued
 
     def disown(self) -> None:
         """The slot is a successor's now: publish nothing there any more."""
@@ -230,7 +241,10 @@ class Acceptor:
             words[_ACCEPTED] += 1
             if stolen:
                 words[_STOLEN] += 1
-            self._arrived(conn, peer)
+            try:
+                self._arrived(conn, peer)
+            except Exception:  # costs this connection, not the listener: the reactor would unwatch it
+                self._faulty(conn)
             if taken & 63 == 63 and ctx.reactor.each_batch is not None:
                 ctx.reactor.each_batch(time.monotonic_ns())
         else:
@@ -301,9 +315,12 @@ class Acceptor:
         self._spare.fill()
         paused, self._paused = self._paused, []
         for sock, stolen in paused:
+            fd = sock.fileno()
+            if self.ctx.reactor.watches(fd):
+                continue  # given back and taken over again meanwhile
             if stolen:
-                self._foreign.pop(sock.fileno(), None)
-                self.take_over(sock)
+                if self._foreign.pop(fd, None) is not None:  # else: given back
+                    self.take_over(sock)
             elif not self.draining:
                 self.start()
 
@@ -327,11 +344,19 @@ class Acceptor:
             if self._gone_stale(entry, now):
                 continue
             observe(words, _WAIT, now - entry.accepted_ns)
-            session = self._make_session(ctx, entry.sock, entry.peer, entry.established_ns)
             made += 1
+            try:
+                session = self._make_session(ctx, entry.sock, entry.peer, entry.established_ns)
+            except Exception:
+                self._faulty(entry.sock)
+                continue
             ctx.active += 1
             words[_SESSIONS_TOTAL] += 1
-            session.start()
+            try:
+                session.start()
+            except Exception:
+                _log.error("session_failed", exc_info=True, extra={"kv": {"listener": ctx.listener.name}})
+                session.end(EndReason.INTERNAL_ERROR)
         words[_SESSIONS] = ctx.active
         words[_QUEUED] = len(queue)
         self._store_active(ctx.active + len(queue))
@@ -373,6 +398,14 @@ class Acceptor:
         for entry in self.queue.sweep(self.admission, time.monotonic_ns()):
             self._drop(entry.sock, DropReason.STALE)
         self._make_sessions()
+
+    def _faulty(self, sock: socket.socket) -> None:
+        """An exception on the way to a session; it counts as one that ended at once."""
+        _log.error("connection_failed", exc_info=True, extra={"kv": {"listener": self.ctx.listener.name}})
+        self.ctx.words[_SESSIONS_TOTAL] += 1
+        self.ctx.words[_ENDED[EndReason.INTERNAL_ERROR]] += 1
+        reset(sock)
+        sock.close()
 
     def _drop(self, sock: socket.socket, reason: DropReason) -> None:
         self.ctx.words[_DROPPED[reason]] += 1
