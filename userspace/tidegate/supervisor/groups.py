@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tidegate import logs
 from tidegate.config.model import Config, Listener
@@ -45,14 +46,20 @@ class ListenerGroups:
                     socks = sockets.open_listeners(listener, self.workers)
                     group = ListenerGroup(listener, self._take_index(), socks)
                 opened.append(group)
-        except OperatorError:
             for group in opened:
-                if not group.shared:
-                    group.close()
+                for _ in range(self.workers):
+                    group.slots.append(self._allocate_slot())
+        except OperatorError:
+            self.discard(opened)
             raise
-        for group in opened:
-            group.slots = [self._allocate_slot() for _ in range(self.workers)]
         return opened
+
+    def discard(self, opened: Sequence[ListenerGroup]) -> None:
+        """Undo `open` of groups that nobody was told of."""
+        for group in opened:
+            if not group.shared:
+                group.close()
+            self.free_slots(group)
 
     def activate(self, group: ListenerGroup, config: Config) -> None:
         """Mark the sockets, let the kernel take connections in, steer them."""
@@ -99,6 +106,26 @@ class ListenerGroups:
                 steered.configure(config.steer, listener.when_full, config.hang_after_ns)
         return group
 
+    def reclaim(self, config: Config, alive: Collection[int]) -> None:
+        """After a successor failed, whatever it wrote: slots, marks and steering are ours again.
+
+        `alive` are the workers that accept.
+        """
+        for group in self.groups:
+            for worker, slot in enumerate(group.slots):
+                if not group.shared:
+                    self._mark(group.socks[worker], slot, group.listener.backlog)
+                self.slots.set_state(slot, SlotState.ACTIVE if worker in alive else SlotState.DEAD)
+            steered = self.half.groups.get(group.index) if self.half is not None else None
+            for slot in set(steered.slots) - set(group.slots) if steered is not None else ():
+                assert steered is not None
+                steered.remove(slot)
+        ours = {slot for group in self.groups for slot in group.slots}
+        for slot in range(MAX_SLOTS):
+            if slot not in ours and self.slots.state(slot) is not SlotState.FREE:
+                self._free_slot(slot)
+        self.configure(config)
+
     def configure(self, config: Config) -> None:
         """Apply what a reload may change of steering and backlogs."""
         for group in self.groups:
@@ -124,10 +151,7 @@ class ListenerGroups:
     def free_slots(self, group: ListenerGroup) -> None:
         """Once no worker knows of the group any more."""
         for slot in group.slots:
-            if self.half is not None:
-                self.half.reset_slot(slot)
-            else:
-                self.slots.reset(slot)
+            self._free_slot(slot)
 
     def waiting(self, group: ListenerGroup) -> int:
         """Connections in the kernel's accept queues of this listener, by the kernel's own count."""
@@ -153,7 +177,8 @@ class ListenerGroups:
             return
         for group in self.groups:
             if not group.shared:
-                self.half.resync(group.slots[worker], group.socks[worker])
+                with contextlib.suppress(OSError, ValueError):  # it listens no more
+                    self.half.resync(group.slots[worker], group.socks[worker])
 
     def refuse_new(self) -> None:
         """Before the end: what waits is still served. Systemd's own sockets go on for our successor."""
@@ -204,6 +229,12 @@ class ListenerGroups:
         raise OperatorError(
             f"more than {MAX_SLOTS} pairs of listener and worker", "fewer listeners or workers"
         )
+
+    def _free_slot(self, slot: int) -> None:
+        if self.half is not None:
+            self.half.reset_slot(slot)
+        else:
+            self.slots.reset(slot)
 
     def _take_index(self) -> int:
         self._next_index += 1

@@ -24,7 +24,7 @@ from tidegate.metrics.names import ReloadResult, Scope
 from tidegate.metrics.segment import SUPERVISOR, RowKey
 from tidegate.supervisor.channel import MAX_FDS, to_memfd
 from tidegate.supervisor.plan import ListenerGroup
-from tidegate.supervisor.sockets import close_for_everyone
+from tidegate.supervisor.sockets import close_for_everyone, refuse_new
 
 if TYPE_CHECKING:
     from tidegate.supervisor.supervisor import Supervisor
@@ -43,6 +43,7 @@ class Reload:
         self._reply: Reply | None = None
         self._changes: Changes | None = None
         self._retiring: list[ListenerGroup] = []
+        self._unfreed: list[tuple[int, ListenerGroup]] = []  # by the generation that has them no more
         self._timer = Timer(lambda now: self._finish(complete=False))
 
     @property
@@ -61,24 +62,52 @@ class Reload:
             found = changes(supervisor.config, new)
             new = _keep_restart_keys(supervisor.config, new, found)
             opened = self._open_new(new, found)
+            try:
+                self._allocate_rows(new)
+            except OperatorError:
+                supervisor.groups.discard(opened)
+                raise
         except OperatorError as error:
             supervisor.notifier.ready("the old configuration serves on: reload refused")
             self._refuse(reply, "config", str(error))
             return
         self._changes = found
         self._reply = reply
-        self._apply(new, found, opened)
+        try:
+            self._apply(new, found, opened)
+        except Exception as error:
+            # half of it may be in force: that much is told, and the next reload is not refused as busy
+            supervisor.reactor.timers.cancel(self._timer)
+            self._changes = self._reply = None
+            self._refuse(reply, "internal", f"it failed half-way, reload again: {error}")
+            raise
 
     def acknowledged(self) -> None:
         """A worker applied the new configuration, or died: then its replacement has it."""
         supervisor = self._supervisor
-        if not self.under_way:
-            return
-        behind = [
-            one for one in supervisor.workers.all if one.running and one.generation < supervisor.generation
-        ]
-        if not behind:
-            self._finish(complete=True)
+        slowest = min(
+            (one.generation for one in supervisor.workers.all if one.running), default=supervisor.generation
+        )
+        if self.under_way and slowest >= supervisor.generation:
+            self._finish()
+        self._free(slowest)
+
+    def _free(self, slowest: int) -> None:
+        """Slots of removed listeners, once no worker runs a configuration that has them."""
+        for generation, group in self._unfreed:
+            if generation <= slowest:
+                self._supervisor.groups.free_slots(group)
+        self._unfreed = [entry for entry in self._unfreed if entry[0] > slowest]
+
+    def _allocate_rows(self, new: Config) -> None:
+        """The counters of `new`, before anything of it is in force; raises SegmentFull."""
+        supervisor = self._supervisor
+        for index in range(supervisor.worker_count):
+            for listener in new.listeners:
+                supervisor.segment.row(RowKey(Scope.LISTENER, index, (listener.name,)))
+            for cluster in new.clusters:
+                for backend in cluster.backends:
+                    supervisor.segment.row(RowKey(Scope.BACKEND, index, (cluster.name, str(backend.address))))
 
     def _open_new(self, new: Config, found: Changes) -> list[ListenerGroup]:
         wanted = [
@@ -96,6 +125,9 @@ class Reload:
         self._retiring = [group for group in groups.groups if group.listener.address in gone]
         for group in self._retiring:
             groups.forget(group)
+            # who connects from here on is refused, not left waiting for the reset at the end
+            for sock in () if group.shared else group.socks:
+                refuse_new(sock)
         stays = {listener.address: listener for listener in new.listeners}
         changed = {change.new.address: change for change in found.listeners_changed if not change.new_socket}
         for group in groups.groups:
@@ -154,7 +186,7 @@ class Reload:
                 if segment.find(key) is not None:
                     segment.retire(key)
 
-    def _finish(self, complete: bool) -> None:
+    def _finish(self, complete: bool = True) -> None:
         supervisor = self._supervisor
         found, self._changes = self._changes, None
         reply, self._reply = self._reply, None
@@ -163,8 +195,7 @@ class Reload:
         for group in self._retiring:
             for sock in group.socks:
                 close_for_everyone(sock)
-            if complete:
-                supervisor.groups.free_slots(group)
+            self._unfreed.append((supervisor.generation, group))
         self._retiring = []
         notes = [f"{key} keeps its old value until a restart" for key in found.restart]
         if not complete:

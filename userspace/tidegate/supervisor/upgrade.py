@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tidegate import __version__, logs
-from tidegate.control.server import Reply
+from tidegate.control.server import ControlServer, Reply, is_served
 from tidegate.errors import OperatorError
 from tidegate.kernel.half import KernelHalf
 from tidegate.loop.reactor import EPOLLIN
@@ -26,6 +26,7 @@ from tidegate.loop.timers import Timer
 from tidegate.metrics.recovery import carry_over
 from tidegate.metrics.segment import Segment, SegmentMismatch
 from tidegate.supervisor.channel import MAX_FDS, Channel, ChannelClosed
+from tidegate.supervisor.workers import ACTIVE
 
 if TYPE_CHECKING:
     from tidegate.supervisor.supervisor import Supervisor
@@ -35,6 +36,9 @@ _log = logging.getLogger("tidegate.supervisor")
 ENVIRONMENT = "TIDEGATE_HANDOVER"
 # Compiling the programs and starting workers takes about two seconds; a loaded host a few times that.
 READY_LIMIT_NS = 60_000_000_000
+# Room for the messages of some thousand listeners; the default holds about 250 of them.
+SEND_BUFFER = 4 << 20
+_SO_SNDBUFFORCE = 32
 
 
 class Upgrade:
@@ -68,6 +72,8 @@ class Upgrade:
         self._reason = ""
         self._child = subprocess.Popen(command, env=os.environ | {ENVIRONMENT: str(fd)}, pass_fds=[fd])
         theirs.close()
+        with contextlib.suppress(OSError):  # needs root; what is given waits here until the successor reads
+            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
         self._channel = Channel(ours)
         self._pidfd = os.pidfd_open(self._child.pid)
         logs.event(_log, logging.INFO, "upgrading", successor=self._child.pid)
@@ -110,7 +116,10 @@ class Upgrade:
             return
         message, _ = received
         if message.get("type") == "ready":
-            self._hand_over()
+            if self._supervisor.draining:
+                self._kill("the end had begun before it was ready")
+            else:
+                self._hand_over()
         elif message.get("type") == "failed":
             self._reason = str(message.get("reason", ""))
 
@@ -140,6 +149,9 @@ class Upgrade:
         if self.handed_over and self._channel is not None:
             self._supervisor.exporter.end()
             self._channel.send({"type": "done"})
+        elif self._child is not None:  # told to end, we take it along: its listeners are shut already
+            self._kill("the predecessor was told to end")
+            self._child.wait()
 
     def _on_child_end(self) -> None:
         supervisor, child = self._supervisor, self._child
@@ -157,15 +169,33 @@ class Upgrade:
             return
         supervisor.reactor.timers.cancel(self._timer)
         reason = self._reason or f"it ended with status {status}: its log says why"
-        logs.event(_log, logging.ERROR, "upgrade_failed", reason=reason)
         reply, self._reply = self._reply, None
         if reply is not None:
             reply.error("upgrade_failed", f"the successor did not start, this tidegate serves on: {reason}")
+        if not supervisor.draining:
+            self._reclaim()
+        logs.event(_log, logging.ERROR, "upgrade_failed", reason=reason)
+
+    def _reclaim(self) -> None:
+        """Undo what a successor that failed late may have done to what both share."""
+        supervisor = self._supervisor
+        alive = {one.index for one in supervisor.workers.all if one.state == ACTIVE}
+        supervisor.groups.reclaim(supervisor.config, alive)
+        supervisor.reloads.tell_workers(supervisor.config, [])  # each publishes its load and capacity again
+        control = supervisor.control
+        if control is not None and not is_served(control.path):  # the path leads to the successor's socket
+            control.close()
+            supervisor.control = ControlServer(
+                supervisor.reactor, control.path, supervisor.verbs.table(), supervisor.config.control_users
+            )
+
+    def _kill(self, reason: str) -> None:
+        self._reason = reason
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _on_limit(self, now: int) -> None:
         if self._child is not None and not self.handed_over:
-            self._reason = f"it was not ready after {READY_LIMIT_NS // 1_000_000_000} s"
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._kill(f"it was not ready after {READY_LIMIT_NS // 1_000_000_000} s")
 
     def abandon(self) -> None:
         """In a forked worker."""
@@ -243,6 +273,10 @@ class Handover:
 
     def adopt_listeners(self, supervisor: Supervisor) -> None:
         """Take the listeners that are still configured; open those that are new."""
+        if self._adopted is None:  # configured without the kernel half: no worker is to inherit these
+            for fd in self._kernel_fds:
+                os.close(fd)
+            self._kernel_fds = []
         new = []
         for listener in supervisor.config.listeners:
             given = self._groups.pop(str(listener.address), None)

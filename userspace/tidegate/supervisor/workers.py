@@ -79,17 +79,33 @@ class Workers:
     def start(self, worker: WorkerProcess) -> None:
         if self.stopping or worker.running:
             return
-        ours, theirs = Channel.pair()
-        worker.channel = ours
         worker.started_ns = time.monotonic_ns()
-        worker.state = STARTING
         worker.expected = worker.killed_hung = False
-        pid = fork(lambda: self._body(worker, theirs))
-        theirs.close()
+        try:
+            ours, theirs = Channel.pair()
+        except OSError as error:
+            self._not_started(worker, error)
+            return
+        worker.channel = ours
+        worker.state = STARTING
+        try:
+            pid = fork(lambda: self._body(worker, theirs))
+        except OSError as error:  # EAGAIN, ENOMEM: no room for another process now
+            ours.close()
+            worker.channel = None
+            self._not_started(worker, error)
+            return
+        finally:
+            theirs.close()
         worker.pid = pid
         worker.pidfd = os.pidfd_open(pid)
         self.reactor.add(worker.pidfd, EPOLLIN, lambda mask: self._reap(worker))
         self.reactor.add(ours.fileno(), EPOLLIN, lambda mask: self._receive(worker))
+
+    def _not_started(self, worker: WorkerProcess, error: OSError) -> None:
+        worker.state = DEAD
+        logs.event(_log, logging.ERROR, "worker_not_started", worker=worker.index, reason=error.strerror)
+        self._replace(worker, DeathCause.EXITED)
 
     def inherited_channels(self) -> list[Channel]:
         """What a fork copies of the others' channels: the child closes them."""
