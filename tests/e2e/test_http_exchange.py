@@ -1,4 +1,4 @@
-"""Requests and responses through the proxy: framing both ways, reuse, pipelining, early and interim answers."""
+"""Requests and responses through the proxy: framing, reuse, pipelining, early and interim answers."""
 
 from __future__ import annotations
 

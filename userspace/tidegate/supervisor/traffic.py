@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 from tidegate import logs
@@ -87,7 +89,8 @@ class Traffic:
             ctx.tcp = tcp_guard.side(listener, cluster, ctx.tcp)
             return
         log = self._logs[listener.access_log.path] if listener.access_log is not None else None
-        http = ctx.http = HttpSide(listener, self._http, ctx.http, log)
+        answers = tuple((status, path) for status, path in listener.answers if _readable(path))
+        http = ctx.http = HttpSide(replace(listener, answers=answers), self._http, ctx.http, log)
         ctx.answer_stale = http.answer_stale if listener.on_stale is OnStale.ANSWER_503 else None
 
     def reopen(self) -> None:
@@ -101,6 +104,23 @@ class Traffic:
         for log in self._logs.values():
             log.close()
         self.resolver.close()
+
+
+def _readable(path: Path) -> bool:
+    """The supervisor could read it at load; a worker without its privileges perhaps cannot."""
+    try:
+        with path.open("rb"):
+            return True
+    except OSError as error:
+        logs.event(
+            _log,
+            logging.ERROR,
+            "answer_file_unreadable",
+            path=str(path),
+            error=error.strerror,
+            fix="let the workers' user read it; the plain answer is sent instead",
+        )
+        return False
 
 
 def prepare_logs(config: Config, user: Identity | None) -> None:

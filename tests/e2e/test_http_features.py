@@ -1,0 +1,394 @@
+"""Routes, limits, PROXY headers, logs, sticky cookies, health, names, places: in a running proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.http_wire import HttpClient, ScriptedBackend, Wire, answer_ok, read_head, read_request
+from harness.line_client import LineClient
+from harness.proc import Tidegate, tcp_config
+from harness.waiting import wait_until
+
+from tidegate.http.proxyproto import encode_v1, encode_v2
+
+TRUST = ["127.0.0.0/8"]
+SOURCE, DESTINATION = ("203.0.113.9", 4711), ("198.51.100.1", 443)
+
+
+@contextlib.contextmanager
+def proxy(
+    backends: list[str], cluster: Any = None, protocol: str = "http", **listener: Any
+) -> Iterator[Tidegate]:
+    config = tcp_config(backends, protocol=protocol, cluster=cluster, **listener)
+    with Tidegate(config) as gate:
+        yield gate
+
+
+def named(name: str) -> ScriptedBackend:
+    """Answers with its name."""
+
+    def script(wire: Wire) -> None:
+        while True:
+            read_request(wire)
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(name), name.encode()))
+
+    return ScriptedBackend(script)
+
+
+def test_routes_lead_to_clusters_redirects_and_answers() -> None:
+    with named("app") as app, named("api") as api:
+        config = tcp_config([app.address], protocol="http")
+        config["cluster"]["api"] = {"backends": [api.address]}
+        config["listener"][0]["route"] = [
+            {
+                "path": {"prefix": "/api"},
+                "cluster": "api",
+                "strip_prefix": True,
+                "rewrite_host": "inner",
+                "request_headers": {"set": {"X-Env": "prod"}, "remove": ["Cookie"]},
+                "response_headers": {"set": {"X-Via-Route": "1"}},
+            },
+            {"host": "*.old.example", "redirect": {"to": "https://new.example", "status": 308}},
+            {"path": {"exact": "/secret"}, "deny": 403},
+            {"path": {"exact": "/ping"}, "answer": {"status": 200, "body": "pong"}},
+        ]
+        with Tidegate(config) as gate, HttpClient(gate.port()) as client:
+            response = client.get("/api/v1?q=1", "Cookie: a=b")
+            assert response.body == b"api" and response.get("x-via-route") == "1"
+            head = api.wires[0].received.decode()
+            assert head.startswith("GET /v1?q=1 HTTP/1.1\r\nHost: inner\r\n")
+            assert "X-Env: prod" in head and "Cookie" not in head
+            assert client.get("/other").body == b"app"
+            moved = client.ask(b"GET /p?q=2 HTTP/1.1\r\nHost: a.old.example\r\n\r\n")
+            assert (moved.status, moved.get("location")) == (308, "https://new.example/p?q=2")
+            assert client.get("/secret").status == 403
+            assert client.get("/ping").body == b"pong"
+            assert client.get("/ping", method="HEAD").body == b""
+            posted = client.ask(b"POST /secret HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+            assert posted.status == 403 and posted.get("connection") is None
+            assert client.get("/secret/%2e%2e/x").status in (200, 400)
+
+
+def test_own_answers_from_files() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        page = Path(directory) / "502.html"
+        page.write_text("<h1>soon</h1>")
+        answers = {"502": str(page)}
+        if os.geteuid() == 0:  # workers run as somebody who cannot look into it: said, and served without
+            with proxy(["127.0.0.1:1"], cluster={"retries": 0}, answers=answers) as gate:
+                with HttpClient(gate.port()) as client:
+                    assert client.get().body == b"502 Bad Gateway\n"
+                assert gate.events("answer_file_unreadable")
+        os.chmod(directory, 0o755)
+        with proxy(["127.0.0.1:1"], cluster={"retries": 0}, answers=answers) as gate:
+            with HttpClient(gate.port()) as client:
+                response = client.get()
+                assert (response.status, response.body) == (502, b"<h1>soon</h1>")
+                assert (response.get("content-type") or "").startswith("text/html")
+
+
+def test_requests_per_second_and_client() -> None:
+    limits = {"requests_per_second": 1, "burst": 3}
+    with ScriptedBackend() as backend, proxy([backend.address], limits=limits) as gate:
+        with HttpClient(gate.port()) as client:
+            responses = [client.get() for _ in range(6)]
+            assert [response.status for response in responses[:3]] == [200] * 3
+            assert 429 in [response.status for response in responses]
+            refused = next(response for response in responses if response.status == 429)
+            assert int(refused.get("retry-after") or 0) >= 1
+        with HttpClient(gate.port(), source="127.0.0.7") as other:
+            assert other.get().status == 200
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_connections_per_client(protocol: str) -> None:
+    limits = {"connections_per_client": 2}
+    with ScriptedBackend() as backend, proxy([backend.address], protocol=protocol, limits=limits) as gate:
+        first, second = HttpClient(gate.port()), HttpClient(gate.port())
+        assert first.get().status == second.get().status == 200
+        with HttpClient(gate.port()) as third:
+            if protocol == "http":
+                assert third.get().status == 429
+                assert third.ended
+            else:
+                assert third.rest() == b""
+        with HttpClient(gate.port(), source="127.0.0.7") as other:
+            assert other.get().status == 200
+        first.close()
+        second.close()
+
+        def free_again() -> bool:
+            with HttpClient(gate.port()) as client, contextlib.suppress(OSError, EOFError):
+                return client.get().status == 200
+            return False
+
+        wait_until(free_again, 5, "the places to be free again")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "any"])
+def test_a_proxy_header_says_who_the_client_is(version: str) -> None:
+    seen = []
+
+    def script(wire: Wire) -> None:
+        while True:
+            seen.append(read_request(wire))
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    header = (encode_v1 if version == "v1" else encode_v2)(SOURCE, DESTINATION)
+    with ScriptedBackend(script) as backend:
+        with proxy([backend.address], proxy_protocol=version, trusted=TRUST) as gate:
+            with HttpClient(gate.port()) as client:  # together with the first request
+                client.send(header)
+                assert client.get().status == 200
+                assert client.get().status == 200
+            assert [request.get("x-forwarded-for") for request in seen] == [SOURCE[0]] * 2
+            assert seen[0].get("x-forwarded-port") == "443"
+            with HttpClient(gate.port()) as client:  # byte by byte
+                for byte in header:
+                    client.send(bytes([byte]))
+                assert client.get().status == 200
+            with HttpClient(gate.port()) as client:  # none
+                with contextlib.suppress(OSError):
+                    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert client.rest() == b""
+        assert len(seen) == 3
+        with proxy([backend.address], proxy_protocol=version) as gate:  # nobody is trusted
+            with HttpClient(gate.port()) as client:
+                with contextlib.suppress(OSError):
+                    client.send(header + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert client.rest() == b""
+        assert len(seen) == 3
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_proxy_header_goes_on_to_the_backend(protocol: str, version: str) -> None:
+    heads = []
+
+    def script(wire: Wire) -> None:
+        heads.append(wire.until(b"\r\n") if version == "v1" else wire.exactly(28))
+        answer_ok(wire)
+
+    received = encode_v2(SOURCE, DESTINATION)
+    with (
+        ScriptedBackend(script) as backend,
+        proxy(
+            [backend.address],
+            protocol=protocol,
+            cluster={"send_proxy": version},
+            proxy_protocol="v2",
+            trusted=TRUST,
+        ) as gate,
+        HttpClient(gate.port()) as client,
+    ):
+        client.send(received)
+        assert client.get("/a").body == b"GET /a"
+        assert client.get("/b").body == b"GET /b"
+    assert set(heads) == {(encode_v1 if version == "v1" else encode_v2)(SOURCE, DESTINATION)}
+
+
+def test_the_access_log_tells_of_every_request_and_reopens() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        log = {"path": str(path), "format": "json"}
+        with ScriptedBackend() as backend, proxy([backend.address], access_log=log) as gate:
+            with HttpClient(gate.port()) as client:
+                client.get("/one", "X-Request-Id: my-id")
+                client.get("/two")
+                client.ask(b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n")
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 3, 5, "three lines")
+            one, two, bad = [json.loads(line) for line in path.read_text().splitlines()]
+            assert (one["method"], one["path"], one["status"], one["end"]) == ("GET", "/one", 200, "done")
+            assert one["request_id"] == "my-id" and one["backend"] == backend.address
+            assert one["client"] == "127.0.0.1" and one["queue_age_us"] is not None
+            assert (one["reused"], two["reused"]) == (False, True)
+            assert two["queue_age_us"] is None and two["first_byte_us"] <= two["total_us"]
+            assert (bad["status"], bad["end"]) == (400, "bad_request:header")
+            path.rename(path.with_suffix(".1"))
+            os.kill(gate.supervisor_pid, signal.SIGUSR1)
+            wait_until(path.exists, 5, "the new file")
+            with HttpClient(gate.port()) as client:
+                client.get("/three")
+            wait_until(lambda: "/three" in path.read_text(), 5, "its line in the new file")
+
+
+def test_a_sticky_cookie_keeps_a_client_on_its_backend() -> None:
+    with named("a") as a, named("b") as b:
+        cluster = {"sticky": {"cookie": "GATE"}, "balance": "round_robin"}
+        with proxy([a.address, b.address], cluster=cluster) as gate, HttpClient(gate.port()) as client:
+            first = client.get()
+            cookie = (first.get("set-cookie") or "").split(";")[0]
+            assert cookie.startswith("GATE=")
+            for _ in range(6):
+                again = client.get("/", f"Cookie: x=y; {cookie}")
+                assert again.body == first.body and again.get("set-cookie") is None
+            assert {client.get().body for _ in range(4)} == {b"a", b"b"}
+            used = a if first.body == b"a" else b
+            assert b"GATE" not in used.seen and b"x=y" in used.seen
+
+
+def test_hash_keeps_a_client_on_its_backend() -> None:
+    with named("a") as a, named("b") as b:
+        with proxy([a.address, b.address], cluster={"balance": "hash"}) as gate:
+            answers = set()
+            for host in range(2, 30):
+                bodies = set()
+                for _ in range(3):
+                    with HttpClient(gate.port(), source=f"127.0.0.{host}") as client:
+                        bodies.add(client.get().body)
+                assert len(bodies) == 1
+                answers |= bodies
+            assert answers == {b"a", b"b"}
+
+
+def test_a_backend_that_fails_its_check_gets_nothing() -> None:
+    healthy = True
+
+    def checked(wire: Wire) -> None:
+        while True:
+            request = read_request(wire)
+            body = b"sick" if request.target != "/health" else b""
+            status = b"200 OK" if healthy or request.target != "/health" else b"500 Down"
+            wire.send(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    health = {"path": "/health", "interval": "100ms", "timeout": "1s", "rise": 1, "fall": 1}
+    with ScriptedBackend(checked) as sick, named("well") as well:
+        with proxy([sick.address, well.address], cluster={"health": health}) as gate:
+            with HttpClient(gate.port()) as client:
+                wait_until(lambda: client.get().body == b"sick", 5, "both to serve")
+                healthy = False
+                wait_until(lambda: gate.events("backend_down"), 5, "the check to fail")
+                assert {client.get().body for _ in range(10)} == {b"well"}
+                healthy = True
+                wait_until(lambda: client.get().body == b"sick", 5, "it to come back")
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_a_backend_given_by_name(protocol: str) -> None:
+    with ScriptedBackend() as backend:
+        with proxy([f"localhost:{backend.port}"], protocol=protocol, cluster={"retries": 3}) as gate:
+            with HttpClient(gate.port()) as client:
+                assert client.get("/named").body == b"GET /named"
+
+
+def test_places_at_a_cluster_are_handed_on_and_waiting_ends() -> None:
+    go = threading.Event()
+    inside = []
+
+    def script(wire: Wire) -> None:
+        while True:
+            request = read_request(wire)
+            inside.append(request.target)
+            go.wait(10)
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    cluster = {"max_in_flight": 2, "max_waiting": 2}
+    with (
+        ScriptedBackend(script) as backend,
+        proxy([backend.address], cluster=cluster, stale_after="5s") as gate,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(HttpClient(gate.port())) for _ in range(6)]
+        for at, client in enumerate(clients):
+            client.send(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % at)
+            time.sleep(0.05)
+        refused = [client.response() for client in clients[4:]]
+        assert [response.status for response in refused] == [503, 503]
+        assert refused[0].get("retry-after") == "1"
+        assert sorted(inside) == ["/0", "/1"]
+        go.set()
+        assert [client.response().status for client in clients[:4]] == [200] * 4
+    with (
+        ScriptedBackend(script) as backend,
+        proxy([backend.address], cluster=cluster, stale_after="300ms") as gate,
+    ):
+        go.clear()
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(HttpClient(gate.port())) for _ in range(3)]
+            for client in clients:
+                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                time.sleep(0.05)
+            assert clients[2].response().status == 503  # its own age ended the wait
+            go.set()
+
+
+def test_stale_first_requests_get_503_where_that_is_wanted() -> None:
+    listener = {"on_stale": "503", "stale_after": "200ms"}
+    with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+        (worker,) = gate.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            asking, silent = HttpClient(gate.port()), HttpClient(gate.port())
+            asking.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            time.sleep(0.5)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        response = asking.response()
+        assert (response.status, response.get("retry-after"), response.get("connection")) == (
+            503,
+            "1",
+            "close",
+        )
+        assert silent.rest() == b""
+        asking.close()
+        silent.close()
+        assert backend.seen == b""
+        with HttpClient(gate.port()) as client:
+            assert client.get().status == 200
+
+
+def test_x_request_start_tells_the_time_in_the_kernels_queue() -> None:
+    with (
+        ScriptedBackend() as backend,
+        proxy([backend.address], stale_after="5s", queue_age_header=True) as gate,
+    ):
+        (worker,) = gate.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            before = time.time()
+            client = HttpClient(gate.port())
+            after = time.time()
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            time.sleep(0.4)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert client.response().status == 200
+        head = read_head_of(backend)
+        started = int((head.get("x-request-start") or "")[2:]) / 1e6
+        assert before - 0.02 <= started <= after + 0.02
+        assert 390 <= int(head.get("x-queue-age-ms") or 0) < 5000
+        client.close()
+
+
+def read_head_of(backend: ScriptedBackend) -> Any:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(backend.seen)
+        return read_head(Wire(ours))
+
+
+def test_tcp_clients_behind_a_proxy_header() -> None:
+    def lines(wire: Wire) -> None:
+        while line := wire.until(b"\n"):
+            wire.send(line.upper())
+
+    with ScriptedBackend(lines) as backend:
+        with proxy([backend.address], protocol="tcp", proxy_protocol="any", trusted=TRUST) as gate:
+            with LineClient(gate.port()) as client:
+                client.sock.sendall(encode_v1(SOURCE, DESTINATION) + b"first\n")
+                assert client.hear() == "FIRST"
+                assert client.ask("more") == "MORE"
+            with LineClient(gate.port()) as client, pytest.raises((EOFError, OSError)):
+                client.ask("GET /")
