@@ -27,7 +27,10 @@ os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[2]))
 sock = socket.socket(socket.AF_UNIX)
 try:
     sock.connect(sys.argv[1])
-    sock.sendall(b'{"v":1,"id":1,"verb":"workers","args":{}}' + bytes([10]))
+    try:
+        sock.sendall(b'{"v":1,"id":1,"verb":"workers","args":{}}' + bytes([10]))
+    except BrokenPipeError:
+        pass  # turned away already: the answer says why
     answer = json.loads(sock.makefile().readline())
     print("ok" if answer["ok"] else answer["error"]["code"])
 except PermissionError:
