@@ -79,7 +79,7 @@ class Reload:
             # half of it may be in force: that much is told, and the next reload is not refused as busy
             supervisor.reactor.timers.cancel(self._timer)
             self._changes = self._reply = None
-            self._refuse(reply, "internal", f"it failed half-way, reload again: {error}")
+            self._refuse(reply, "internal_error", f"it failed half-way, reload again: {error}")
             raise
 
     def acknowledged(self) -> None:
