@@ -123,6 +123,7 @@ class Segment:
         self._bytes = memoryview(memory)
         self._words = self._bytes.cast("Q")
         self._rows: dict[RowKey, Row] = {}
+        self._seen = (-1, -1)  # the version of the directory that `_rows` was read from
         self._orphans: list[Row] = []  # their memory went to other keys
 
     @classmethod
@@ -218,6 +219,7 @@ class Segment:
             self._orphans.append(self._rows.pop(old.key))
             self._write_entry(entry, key, encoded, offset, words, clear=old)
         row = self._rows[key] = Row(key, self._words[offset : offset + words], offset, entry, retired=False)
+        self._seen = self._version()  # our own change: nothing to read again
         return row
 
     def retire(self, key: RowKey) -> None:
@@ -231,8 +233,13 @@ class Segment:
 
     def find(self, key: RowKey) -> Row | None:
         """The row of that key, live or retired, if it was ever allocated."""
-        self._refresh()
+        if self._version() != self._seen:
+            self._refresh()
         return self._rows.get(key)
+
+    def _version(self) -> tuple[int, int]:
+        """Changes whenever the directory does."""
+        return self._words[_H_USED], self._words[_H_CLOCK]
 
     def row_at(self, offset: int) -> Row:
         """The row at that offset, told by the supervisor. Raises KeyError when no row begins there."""
@@ -276,12 +283,15 @@ class Segment:
         start = (base + _E_KEY) * WORD
         self._bytes[start : start + len(encoded)] = encoded
         all_words[base + _E_STATE] = (sequence + 1) << 8 | _LIVE
+        all_words[_H_CLOCK] += 1
 
     def _set_state(self, row: Row, state: int, retired_at: int) -> None:
         base = self._entry_at(row._entry)
         self._words[base + _E_RETIRED] = retired_at
         self._words[base + _E_STATE] = (self._words[base + _E_STATE] >> 8) + 1 << 8 | state
+        self._words[_H_CLOCK] += 1
         row.retired = state == _RETIRED
+        self._seen = self._version()
 
     def _reusable(self, key: RowKey) -> Row:
         """The row of this scope retired longest ago whose labels no live row bears. Raises SegmentFull."""
@@ -312,6 +322,8 @@ class Segment:
 
     def _refresh(self) -> None:
         """Take over what the supervisor changed since."""
+        # before reading: what changes meanwhile is found by the next look
+        self._seen = self._version()
         rows: dict[RowKey, Row] = {}
         for entry, key, offset, words, retired in self._read_entries():
             known = self._rows.get(key)

@@ -234,7 +234,8 @@ class TcpSession:
         ctx.reactor.timers.arm(self._timer, deadline)
 
     def _on_connect_event(self, mask: int) -> None:
-        if mask & (EPOLLERR | EPOLLHUP):
+        # HUP with something to read: it answered and closed before we looked (a Unix backend can)
+        if mask & EPOLLERR or (mask & EPOLLHUP and not mask & EPOLLIN):
             self._attempt_failed(self.ctx.reactor.now)
             return
         self._connected()

@@ -102,6 +102,7 @@ class Supervisor:
         self.exporter = Exporter(self.reactor, self.segment, self.user, self._close_in_exporter)
         self.control: ControlServer | None = None
         self._watch_timer = Timer(self._on_watch)
+        self._watched_ns = self.started_ns
         self._quiet: set[int] = set()  # workers that took the last connection that waited for them
         self._quiet_timer = Timer(lambda now: self.groups.close_for_everyone())
         self._limit_timer = Timer(lambda now: self.workers.kill_all())
@@ -235,7 +236,7 @@ class Supervisor:
             if one.pidfd >= 0:
                 os.close(one.pidfd)
         self.upgrades.abandon()
-        if self.handover is not None and self.predecessor is not None:
+        if self.handover is not None:
             self.handover.abandon()
         if self.half is not None:
             self.half.worker_close()
@@ -245,7 +246,6 @@ class Supervisor:
         self.groups.close()
 
     def _worker_body(self, process: WorkerProcess, channel: Channel) -> None:
-        process.generation = self.generation
         worker.main(
             worker.WorkerSetup(
                 index=process.index,
@@ -260,6 +260,7 @@ class Supervisor:
                 supervisor=self.pid,
                 close_inherited=self._close_inherited,
                 splice=self.splice,
+                generation=self.generation,
             )
         )
 
@@ -271,7 +272,8 @@ class Supervisor:
     def _on_message(self, process: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
         match message.get("type"):
             case "ready":
-                process.generation = self.generation
+                process.generation = int(message["generation"])
+                self.reloads.acknowledged()
                 if self.events.wanted and process.channel is not None:
                     process.channel.send({"type": "events", "level": self.events.wanted})
                 self._check_ready()
@@ -349,6 +351,9 @@ class Supervisor:
 
     def _on_watch(self, now: int) -> None:
         now = time.monotonic_ns()
+        # stopped ourselves, with the workers perhaps: their silence proves nothing yet
+        stood_still = now - self._watched_ns > 4 * WATCH_NS
+        self._watched_ns = now
         self.notifier.watchdog()
         active = 0
         for one in self.workers.all:
@@ -358,6 +363,7 @@ class Supervisor:
             silent = now - self.heartbeat_ns(one.index)
             if (
                 silent > self.config.kill_hung_after_ns
+                and not stood_still
                 and now - one.started_ns > self.config.kill_hung_after_ns
             ):
                 logs.event(

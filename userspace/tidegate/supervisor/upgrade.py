@@ -84,6 +84,9 @@ class Upgrade:
 
     def _give(self) -> None:
         supervisor = self._supervisor
+        if supervisor.predecessor is not None and supervisor.handover is not None:
+            # still draining from the upgrade before: what it has counted so far goes along with ours
+            supervisor.handover.take_counters(supervisor)
         channel = self._channel
         assert channel is not None
         half = supervisor.half
@@ -327,13 +330,18 @@ class Handover:
         """The predecessor's last worker ended, or the predecessor itself: its counters are final."""
         supervisor.reactor.remove(self._channel.fileno())
         self._channel.close()
-        if supervisor.predecessor is not None:
-            with supervisor.exporter.gate.moving():
-                carry_over(supervisor.segment, supervisor.predecessor.snapshot())
-            supervisor.predecessor.close()
-            supervisor.predecessor = supervisor.exporter.predecessor = None
+        self.take_counters(supervisor)
         supervisor.exporter.start()
         logs.event(_log, logging.INFO, "predecessor_ended")
+
+    def take_counters(self, supervisor: Supervisor) -> None:
+        """Make the predecessor's counters ours; what it counts after that is lost."""
+        if supervisor.predecessor is None:
+            return
+        with supervisor.exporter.gate.moving():
+            carry_over(supervisor.segment, supervisor.predecessor.snapshot())
+        supervisor.predecessor.close()
+        supervisor.predecessor = supervisor.exporter.predecessor = None
 
 
 def _send_all(channel: Channel, message: dict[str, Any], fds: Sequence[int]) -> None:

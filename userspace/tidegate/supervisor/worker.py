@@ -71,6 +71,7 @@ class WorkerSetup:
     channel: Channel
     segment: Segment
     nofile: int
+    generation: int  # of the configuration it was forked with
     user: Identity | None
     supervisor: int  # pid
     close_inherited: Callable[[], None]
@@ -86,7 +87,7 @@ class Worker:
         self.index = setup.index
         self.groups = list(setup.groups)
         self.reactor = Reactor()
-        self.slab: Slab[Session] = Slab(session_capacity(setup.nofile))
+        self.slab: Slab[Session] = Slab(session_capacity(self._nofile()))
         self.clusters: dict[str, ClusterState] = {}
         self.traffic = Traffic(self.reactor)
         self.acceptors: dict[int, Acceptor] = {}  # by the group's index
@@ -118,6 +119,7 @@ class Worker:
                 self.config.splice_total,
                 trusted=setup.splice.trusted,
             )
+            self.splicer.watch(self.reactor)
         self._settings(self.config)
         for cluster in self.config.clusters:
             self.clusters[cluster.name] = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
@@ -143,7 +145,11 @@ class Worker:
         return row.words
 
     def _limits(self) -> dict[str, int]:
-        return max_connections([group.listener for group in self.groups], self.setup.nofile)
+        return max_connections([group.listener for group in self.groups], self._nofile())
+
+    def _nofile(self) -> int:
+        """What the listeners of all workers, which we inherit, leave of the limit."""
+        return self.setup.nofile - sum(len(group.socks) for group in self.groups)
 
     @property
     def own_slots(self) -> list[int]:
@@ -216,7 +222,7 @@ class Worker:
         reactor.timers.arm(self._zombie_timer, now + self.config.zombie_interval_ns)
         for acceptor in self.acceptors.values():
             acceptor.start()
-        setup.channel.send({"type": "ready"})
+        setup.channel.send({"type": "ready", "generation": setup.generation})
         gc.collect()
         gc.freeze()
         reactor.run()
@@ -238,7 +244,10 @@ class Worker:
                 os._exit(0)  # the supervisor is dead: nobody is left to report to, nobody restarts us
             if received is None:
                 return
-            self._on_message(*received)
+            try:
+                self._on_message(*received)
+            except Exception:  # the next message must still be heard: it may be the end
+                _log.exception("message_failed", extra={"kv": {"worker": self.index}})
 
     def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
         match message.get("type"):
@@ -316,6 +325,7 @@ class Worker:
         for sock in group.socks:
             acceptor.accept_waiting(sock)
         acceptor.stop_accepting()
+        acceptor.disown()  # its slot will be another listener's
         self._leaving.append(acceptor)
         for _token, session in list(self.slab):
             if session.ctx is acceptor.ctx:
@@ -412,8 +422,8 @@ class Worker:
 
     def drain(self, timeout_ns: int) -> None:
         """Serve what waits, let sessions finish, then end; at the limit cut the rest and count it."""
-        if self.draining:
-            self._finish(EndReason.SHUTDOWN)  # asked a second time: now
+        if self.draining:  # systemd signals us and the supervisor tells us: the shorter limit counts
+            self._drain_until_ns = min(self._drain_until_ns, time.monotonic_ns() + timeout_ns)
             return
         self.draining = True
         now = time.monotonic_ns()
