@@ -136,6 +136,19 @@ def test_sigterm_lets_sessions_finish_and_takes_nobody_new() -> None:
             assert time.monotonic() - begun < 15, "it ends when the last session does, not at the limit"
 
 
+def test_sigterm_to_the_whole_group_cuts_nobody_either() -> None:
+    """As systemd sends it: the worker hears it from the signal and from the supervisor."""
+    with Backend("echo") as backend:
+        config = tcp_config([backend.address], top={"drain_timeout": "20s"}, workers=2)
+        with Tidegate(config) as gate, LineClient(gate.port()) as client:
+            assert client.ask("before") == "before"
+            os.killpg(gate.supervisor_pid, signal.SIGTERM)
+            wait_until(lambda: not listening(gate.port()), 5, "the listener to go")
+            assert client.ask("while draining") == "while draining"
+            client.sock.close()
+            assert gate.wait() == 0
+
+
 def test_sigterm_cuts_what_outlasts_the_drain_limit() -> None:
     with Backend("echo") as backend:
         config = tcp_config([backend.address], top={"drain_timeout": "400ms"})
