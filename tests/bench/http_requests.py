@@ -1,5 +1,7 @@
 """HTTP/1.1 requests per second through one worker or thread, kept-alive connections and new ones.
 
+"tidegate compiled" takes part where tools/devlib/compiled.py has made that build.
+
 Run from tests/:  ../.venv/bin/python -m bench.http_requests [--quick] [--json FILE]
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,12 +29,16 @@ COLUMNS = [
     ("errors", "errors", ".0f"),
 ]
 
+COMPILED = Path(__file__).resolve().parents[2] / "build" / "compiled" / "userspace"
+
 Maker = Callable[[str], AbstractContextManager[Any]]
 MAKERS: dict[str, Maker] = {
     "haproxy http": lambda address: HAProxy(address, mode="http"),
     "nginx http": lambda address: Nginx(address, mode="http"),
     "tidegate http": lambda address: Gate(address, protocol="http"),
 }
+if COMPILED.is_dir():  # made by tools/devlib/compiled.py
+    MAKERS["tidegate compiled"] = lambda address: Gate(address, source=COMPILED, protocol="http")
 
 
 def measure(make: Maker, close: bool, connections: int, seconds: float) -> Figures:

@@ -1,5 +1,7 @@
 """Routes, limits, PROXY headers, logs, sticky cookies, health, names, places: in a running proxy."""
 
+# ruff: noqa: SIM117 - a proxy, then its clients: two levels say more than one line
+
 from __future__ import annotations
 
 import contextlib

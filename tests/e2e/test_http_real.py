@@ -1,5 +1,7 @@
 """Programs of others on both sides: curl, wrk, nghttp, Python's clients; nginx, HAProxy, http.server."""
 
+# ruff: noqa: SIM117 - a proxy, then its clients: two levels say more than one line
+
 from __future__ import annotations
 
 import contextlib

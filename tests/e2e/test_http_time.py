@@ -1,5 +1,7 @@
 """Timeouts of clients, draining, reload, and clients that leave."""
 
+# ruff: noqa: SIM117 - a proxy, then its clients: two levels say more than one line
+
 from __future__ import annotations
 
 import contextlib

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from harness.proc import Table, Tidegate, tcp_config
+from harness.processes import ROOT
 
 
 class Gate:
@@ -23,11 +26,15 @@ class Gate:
         top: Table | None = None,
         cluster: Table | None = None,
         cpus: Sequence[int] = (),
+        source: Path | None = None,
         **listener: Any,
     ) -> None:
         self.name = name
         config = tcp_config([backend], workers=workers, top=top, cluster=cluster, **listener)
-        self.gate = Tidegate(config, cpus=cpus)
+        # another build of the package, first on the path
+        paths = [source, ROOT / "tools", ROOT / "tests"]
+        env = {"PYTHONPATH": os.pathsep.join(map(str, paths))} if source else None
+        self.gate = Tidegate(config, cpus=cpus, env=env)
         self.host = "127.0.0.1"
         self._pids: list[int] = []
         self._stack = ExitStack()

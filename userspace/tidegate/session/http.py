@@ -34,6 +34,7 @@ from tidegate.session.http_state import (
     FLUSHING,
     HEAD,
     LINGER,
+    LOG_DROPPED,
     NOT_WELL,
     PROXY,
     QUEUED,
@@ -220,7 +221,11 @@ class HttpSession(ResponseSide):
         record.retries = self._retries
         record.reused = self._reused
         record.end_reason = f"{reason.value}:{self._fault}" if self._fault else reason.value
-        http.log.write(http.site.log_line(record))
+        log = http.log
+        log.write(http.site.log_line(record))
+        if log.dropped:
+            self.ctx.words[LOG_DROPPED] += log.dropped
+            log.dropped = 0
         self._bytes_in = 0
 
     # time

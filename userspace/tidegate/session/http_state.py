@@ -58,6 +58,7 @@ CONNECT_TIME = LISTENER.index("connect_duration_ns")
 DURATION = LISTENER.index("request_duration_ns")
 REUSED = LISTENER.index("reused_connections_total")
 ANSWERS = LISTENER.index("own_answers_total")
+LOG_DROPPED = LISTENER.index("log_lines_dropped_total")
 UPGRADES = LISTENER.index("upgrades_total")
 REQUESTS: Final = [LISTENER.index("requests_total", name) for name in StatusClass]  # by status // 100
 NOT_WELL: Final = {reason: LISTENER.index("request_failures_total", reason.value) for reason in EndReason}

@@ -1,0 +1,63 @@
+"""The hot modules as C, by mypyc: an optional build beside the checkout, never in it.
+
+    .venv/bin/python tools/devlib/compiled.py [DIRECTORY]      (default: build/compiled)
+
+DIRECTORY then holds a copy of the checkout's packages with the modules below compiled; put its `userspace`
+first on PYTHONPATH to run it. The pure form is what is installed, and what the tests run.
+Needs gcc and Python's headers (apt: gcc python3-dev).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What runs for every request. A call from one compiled module to another is a call in C.
+HOT = {
+    "http": "request fields head headers response answering reader chunked forwarded stamps routes errors "
+    "edits cookies paths limits",
+    "session": "http_state http_front http_exchange http_response http_back http_shared http",
+    "loop": "timers reactor slab",
+    "cluster": "backend balance policies pool ejection retry inflight sticky",
+    "metrics": "histogram",
+}
+
+
+def build(target: Path) -> Path:
+    """Make the build anew; the directory for PYTHONPATH. Raises CalledProcessError, with its output."""
+    shutil.rmtree(target, ignore_errors=True)
+    userspace = target / "userspace"
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "build")
+    shutil.copytree(ROOT / "userspace", userspace, ignore=ignore)
+    for name in ("bpf", "tools"):
+        (target / name).symlink_to(ROOT / name)
+    modules = [f"tidegate/{package}/{name}.py" for package, names in HOT.items() for name in names.split()]
+    subprocess.run(
+        [sys.executable, "-m", "mypyc", "--ignore-missing-imports", *modules],
+        cwd=userspace,
+        env={**os.environ, "MYPYPATH": str(userspace)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    shutil.rmtree(userspace / "build")
+    return userspace
+
+
+def main() -> int:
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "compiled"
+    try:
+        print(build(target))
+    except subprocess.CalledProcessError as error:
+        print(error.stdout[-4000:], error.stderr[-4000:], sep="\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
