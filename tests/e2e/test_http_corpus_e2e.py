@@ -72,7 +72,8 @@ def check(proxy: Proxy, case: Case) -> None:
         if expected.error is not None:
             assert answers[-1] == expected.error.status
         assert answers[-1] >= 400
-        if not expected.whole and expected.sent == b"":
+        # a body of more than one read may begin well: then its connection is closed in the middle
+        if not expected.whole and expected.sent == b"" and len(case.data) < 8192:
             assert not sent, "bytes of a refused request were sent"
     elif case.verdict == "accept":
         assert len(whole) >= 1
