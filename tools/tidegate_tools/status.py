@@ -47,6 +47,7 @@ def _head(status: dict[str, Any]) -> str:
         f"control  {status['control']}",
         f"ages by  {age['source']}" + (f" ({age['reason']})" if age["reason"] else ""),
     ]
+    lines += [f"changed  {change}, until the next reload" for change in status.get("runtime_changes", ())]
     return "\n".join(table.clean(line) for line in lines)
 
 
@@ -90,11 +91,12 @@ def _listeners(status: dict[str, Any]) -> str:
 
 def _clusters(status: dict[str, Any]) -> str:
     columns = [Column("CLUSTER", flex=True), Column("BACKEND", flex=True)]
-    columns += [Column("CONNECTIONS", right=True), Column("FAILURES", right=True)]
+    columns += [Column("STATE"), Column("CONNECTIONS", right=True), Column("FAILURES", right=True)]
     cells = [
         [
             cluster["name"],
             backend["address"],
+            backend.get("state", "-"),
             table.count(backend["connections"]),
             table.count(backend["connect_failures"]),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from tidegate.loop.reactor import Reactor
 from tidegate.loop.slab import Slab
+from tidegate.session.context import show_token
 from tidegate.session.refusals import AROUND, Refusals, first_suspect
 from tidegate.supervisor import verbs_worker
-from tidegate.supervisor.verbs_worker import EventForwarder, Filter, Walk, parse_token, show_token
+from tidegate.supervisor.verbs_worker import EventForwarder, Filter, Walk, parse_token
 
 S = 1_000_000_000
 
@@ -94,7 +96,8 @@ def test_a_session_that_knows_its_cluster_is_believed() -> None:
 
 @given(st.integers(1, 2**31), st.integers(1, 2**64 - 1))
 def test_tokens_are_read_as_they_are_shown(pid: int, token: int) -> None:
-    assert parse_token(show_token(pid, token)) == (pid, token)
+    assert parse_token(f"{pid}:{token:x}") == (pid, token)
+    assert parse_token(show_token(token)) == (os.getpid(), token)
 
 
 @given(st.text(max_size=30))

@@ -43,7 +43,7 @@ STATUS: dict[str, Any] = {
                                              "buckets": BUCKETS}},
     ],
     "clusters": [
-        {"name": "app", "backends": [{"address": "127.0.0.1:9000", "connections": 3, "connect_failures": 0}]}
+        {"name": "app", "backends": [{"address": "127.0.0.1:9000", "state": "up", "connections": 3, "connect_failures": 0}]}
     ],
 }  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_status_fits_eighty_columns(path: Path) -> None:
     assert ["0", "4300", "active", "12ms", "ago", "1", "0", "5", "2", "0"] in rows
     assert ["1", "4301", "hung", "2.5s", "ago", "10", "0", "5", "2", "1"] in rows
     assert ["2", "4302", "starting", "-", "100", "0", "5", "2", "2"] in rows
-    assert ["app", "127.0.0.1:9000", "3", "0"] in rows
+    assert ["app", "127.0.0.1:9000", "up", "3", "0"] in rows
     assert "8443" in result.output
     assert "stale" in result.output
 

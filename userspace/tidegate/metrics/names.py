@@ -284,6 +284,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("workers", _P, _GAUGE, "Workers that accept connections."),
     Metric("reloads_total", _P, _COUNTER, "Reloads asked for.", "result", _values(ReloadResult)),
     Metric("backend_current_connections", _B, _GAUGE, "Connections to the backend, open or being opened."),
+    Metric("backend_usable_workers", _B, _GAUGE, "Workers that would give the backend new work."),
     Metric("backend_connections_total", _B, _COUNTER, "Connections made to the backend."),
     Metric("backend_connect_failures_total", _B, _COUNTER, "Attempts to connect to the backend that failed."),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 import sys
@@ -77,6 +78,11 @@ class Context:
     tcp: TcpSide | None = None  # the same of a tcp listener, where they have more to do than relay
     answer_stale: Callable[[socket.socket], bool] | None = None  # on_stale = "503": False when it could not
     draining: bool = False  # nothing new is to be begun: keep no connection alive
+
+
+def show_token(token: int) -> str:
+    """A session's name in logs and control: tokens begin anew with each worker process."""
+    return f"{os.getpid()}:{token:x}"
 
 
 def reset(sock: socket.socket) -> None:

@@ -21,7 +21,7 @@ from tidegate.http.ratelimit import retry_after_s
 from tidegate.http.reader import BODY, FAILED
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
-from tidegate.session.context import reset
+from tidegate.session.context import reset, show_token
 from tidegate.session.http_back import BackConnection
 from tidegate.session.http_front import HEAD_RECV
 from tidegate.session.http_response import ResponseSide
@@ -324,7 +324,7 @@ class HttpSession(ResponseSide):
     def describe(self) -> dict[str, Any]:
         now = self.ctx.reactor.now
         return {
-            "token": self.token,
+            "token": show_token(self.token),
             "protocol": "http",
             "listener": self.ctx.listener.name,
             "state": STATE_NAMES[self._state],

@@ -19,7 +19,7 @@ from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRD
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
 from tidegate.metrics.segment import observe
-from tidegate.session.context import Context, has_unread_bytes, reset, unsent_bytes
+from tidegate.session.context import Context, has_unread_bytes, reset, show_token, unsent_bytes
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
@@ -169,7 +169,7 @@ class TcpSession:
         if self.splice is not None:
             self.splice.sync()
         return {
-            "token": self.token,
+            "token": show_token(self.token),
             "protocol": "tcp",
             "listener": self.ctx.listener.name,
             "state": STATE_NAMES[self._state],

@@ -10,6 +10,7 @@ from tidegate.metrics.names import BACKEND, Scope
 from tidegate.metrics.segment import RowKey, Segment
 
 _CURRENT = BACKEND.index("backend_current_connections")
+_USABLE = BACKEND.index("backend_usable_workers")
 _MADE = BACKEND.index("backend_connections_total")
 _FAILED = BACKEND.index("backend_connect_failures_total")
 
@@ -27,11 +28,12 @@ class BackendMirror:
         """After a reload: the directory of rows may have changed."""
         self._rows.clear()
 
-    def update(self, clusters: Iterable[ClusterState]) -> None:
+    def update(self, clusters: Iterable[ClusterState], now_ns: int) -> None:
         """A host name's addresses are summed under the name, as configured."""
         told: dict[BackendState, tuple[int, int]] = {}
         for cluster in clusters:
             active: dict[str, int] = {str(b.address): 0 for b in cluster.config.backends}
+            usable = {str(b.origin) for b in cluster.backends if b.usable(now_ns)}
             for backend in (*cluster.backends, *cluster.draining()):
                 name = str(backend.origin)
                 made, failed = backend.connections_total, backend.connect_failures_total
@@ -47,6 +49,7 @@ class BackendMirror:
                 words = self._words(cluster, name)
                 if words is not None:
                     words[_CURRENT] = count
+                    words[_USABLE] = name in usable
         self._told = told
 
     def _words(self, cluster: ClusterState, backend: str) -> memoryview | None:

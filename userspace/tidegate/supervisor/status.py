@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tidegate import __version__
-from tidegate.config.model import Backend
+from tidegate.config.model import Backend, BackendMode
 from tidegate.kernel.records import AGE_BUCKETS
 from tidegate.metrics.names import METRICS, Scope
 from tidegate.metrics.totals import Total, totals
@@ -52,7 +52,8 @@ def document(supervisor: Supervisor) -> dict[str, Any]:
             {
                 "name": cluster.name,
                 "backends": [
-                    _backend(b, backends.get((cluster.name, str(b.address)))) for b in cluster.backends
+                    _backend(b, backends.get((cluster.name, str(b.address))), supervisor.workers.running)
+                    for b in cluster.backends
                 ],
             }
             for cluster in supervisor.config.clusters
@@ -153,11 +154,14 @@ def _listener(supervisor: Supervisor, group: ListenerGroup, total: Total | None)
     return one
 
 
-def _backend(backend: Backend, total: Total | None) -> dict[str, Any]:
+def _backend(backend: Backend, total: Total | None, workers: int) -> dict[str, Any]:
+    usable = total.value("backend_usable_workers") if total else 0
+    state = "up" if usable >= workers else "partly" if usable else "down"
     return {
         "address": str(backend.address),
         "weight": backend.weight,
         "mode": backend.mode.value,
+        "state": state if backend.mode is BackendMode.READY else backend.mode.value,
         "connections": total.value("backend_current_connections") if total else 0,
         "connections_total": total.value("backend_connections_total") if total else 0,
         "connect_failures": total.value("backend_connect_failures_total") if total else 0,

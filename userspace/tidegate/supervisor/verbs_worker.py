@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tidegate import logs
 from tidegate.loop.reactor import Reactor
 from tidegate.metrics.names import EndReason
-from tidegate.session.context import Session
+from tidegate.session.context import Session, show_token
 from tidegate.session.refusals import RING
 from tidegate.supervisor.queries import to_sealed
 
@@ -178,7 +178,7 @@ class WorkerAnswers:
         def describe(token: int, session: Session, now: int) -> None:
             since = session.last_progress_ns if by_idle else session.started_ns
             one = session.describe()
-            one |= {"token": show_token(os.getpid(), token), "worker": worker.index, "since_ns": since}
+            one |= {"token": show_token(token), "worker": worker.index, "since_ns": since}
             told.append(json.dumps(one))
 
         def done() -> None:
@@ -245,7 +245,7 @@ class WorkerAnswers:
         """Remember one that the checker is about to end; `tell_zombies` passes them on."""
         if len(self._zombies) < ZOMBIES_TOLD:
             one = session.describe() | {"reason": reason.value, "time": round(time.time(), 3)}
-            one["token"] = show_token(os.getpid(), session.token)
+            one["token"] = show_token(session.token)
             one["worker"] = self._worker.index
             self._zombies.append(one)
         else:
@@ -294,11 +294,6 @@ class EventForwarder(logging.Handler):
             event["lost_before"], self._lost = self._lost, 0
         if not self._send({"type": "event", "level": record.levelno, "event": event}):
             self._lost += 1
-
-
-def show_token(pid: int, token: int) -> str:
-    """A session's name: a worker's tokens begin anew with its process, so the process is part of it."""
-    return f"{pid}:{token:x}"
 
 
 def parse_token(text: str) -> tuple[int, int]:

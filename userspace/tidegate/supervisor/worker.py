@@ -359,7 +359,7 @@ class Worker:
         row[_ITERATIONS] += reactor.iterations
         row[_BUSY] += reactor.busy_ns
         reactor.iterations = reactor.busy_ns = 0
-        self._mirror.update(self.clusters.values())
+        self._mirror.update(self.clusters.values(), now)
         self._watch_siblings()
         reactor.timers.arm(self._beat_timer, now + self._beat_every_ns)
 
@@ -469,7 +469,7 @@ class Worker:
             cut += 1
         if cut or dropped:
             logs.event(_log, logging.WARNING, "cut", worker=self.index, sessions=cut, queued=dropped)
-        self._mirror.update(self.clusters.values())
+        self._mirror.update(self.clusters.values(), time.monotonic_ns())
         self.setup.channel.send({"type": "finished", "cut": cut, "dropped": dropped})
         self.reactor.stop()
 
