@@ -38,6 +38,8 @@ def verbs() -> dict[str, click.Command]:
 
 def _context(command: click.Command) -> click.Context:
     """As the command line makes it: a command remembers the help option of its first context."""
+    if "_help_option" in vars(command):  # made before, for a run of the verb on its own
+        vars(command)["_help_option"] = None
     above = click.Context(group, info_name="tidegate", help_option_names=["-h", "--help"])
     return click.Context(command, info_name=command.name, parent=above, max_content_width=10_000)
 
