@@ -124,13 +124,17 @@ struct splice_flow {
 	__u64 budget;	/* redirected may not exceed it */
 	__u64 base;	/* what had been written to the target before, in its bytes_acked */
 	__u64 target;	/* cookie of the socket that gets the bytes */
-	__u64 user_pad[3];
+	__u64 alarm_at; /* holding more than this is worth an alarm */
+	__u64 armed;	/* the number of the next alarm: one is raised for each */
+	__u64 park;	/* cookie of a socket that gets the bytes instead, while their source leaves; or 0 */
 	__u64 redirected;    /* moved to the target by the kernel */
 	__u64 passed;	     /* left to userspace */
 	__u64 held;	     /* what the target held when the kernel last looked */
 	__u64 received_ns;   /* when the last bytes arrived, redirected or passed */
 	__u64 redirected_ns; /* when the last of them were redirected */
-	__u64 kernel_pad[3];
+	__u64 alarmed;	     /* the number of the last alarm */
+	__u64 parked;	     /* moved to the socket named by park */
+	__u64 kernel_pad;
 };
 
 #endif

@@ -8,7 +8,10 @@
  *
  * Redirects while nothing that was passed to userspace still waits there and the target holds
  * less than the credit; else passes: the data then fills the source's receive queue, its
- * window closes and the sender waits. What the target acknowledged is read from the target
+ * window closes and the sender waits. Long before that it raises an alarm, upon which userspace
+ * takes the source out of the map for a while: what comes then waits in the ordinary receive
+ * queue, and goes through here when the source is put back. What comes while it is being taken
+ * out is parked in a socket of userspace's own. What the target acknowledged is read from the target
  * itself, so that no sample of it can be missing.
  *
  * Reads: the user half of struct splice_flow, tcp_sock.bytes_acked of the target.
@@ -56,7 +59,15 @@ static __always_inline int in_flight(struct splice_flow *flow, __u64 *held)
 	return 1;
 }
 
-static __always_inline int may_redirect(struct splice_flow *flow, __u32 len)
+static __always_inline void alarm(struct splice_flow *flow, __u32 index)
+{
+	__u64 record = index;
+
+	if (!bpf_ringbuf_output(MAP(MAP_SPLICE_ALARMS), &record, sizeof(record), 0))
+		WRITE(flow->alarmed, READ(flow->armed));
+}
+
+static __always_inline int may_redirect(struct splice_flow *flow, __u32 index, __u32 len)
 {
 	__u64 held = 0;
 
@@ -68,6 +79,8 @@ static __always_inline int may_redirect(struct splice_flow *flow, __u32 len)
 	if (!in_flight(flow, &held))
 		return 0;
 	WRITE(flow->held, held);
+	if (held + len > READ(flow->alarm_at) && flow->alarmed != READ(flow->armed))
+		alarm(flow, index);
 	return held + len <= READ(flow->limit);
 }
 
@@ -89,7 +102,14 @@ static __always_inline int verdict(struct __sk_buff *skb)
 		return SK_PASS;
 	now = bpf_ktime_get_ns();
 	WRITE(flow->received_ns, now);
-	if (may_redirect(flow, len)) {
+	/* its source is being taken out of the map: nothing may be passed any more, for that would be lost */
+	target = READ(flow->park);
+	if (target) {
+		if (bpf_sk_redirect_hash(skb, MAP(MAP_SPLICED), &target, 0) == SK_PASS) {
+			WRITE(flow->parked, flow->parked + len);
+			return SK_PASS;
+		}
+	} else if (may_redirect(flow, *index, len)) {
 		target = READ(flow->target);
 		if (bpf_sk_redirect_hash(skb, MAP(MAP_SPLICED), &target, 0) == SK_PASS) {
 			WRITE(flow->redirected, flow->redirected + len);

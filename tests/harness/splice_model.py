@@ -10,11 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from tidegate.session.splice import UNLIMITED, Direction, Wait
+from tidegate.session.splice import Direction, Wait
 
 SEND_BUFFER = 120
 RECEIVE_BUFFER = 150
 LARGEST = 60  # bytes in one skb
+NEVER = 1 << 62
 PATIENCE = 4000  # turns with nobody in the way: more is a stall
 
 
@@ -69,6 +70,8 @@ class Port:
         self._passed = 0
         self.published = 0  # consumed
         self.base = len(target.out)
+        self.parking = False
+        self._parked = 0
         self.read_before = source.arrived - len(source.plain)
 
     # the kernel's side
@@ -85,7 +88,10 @@ class Port:
     def verdict(self, skb: bytes) -> None:
         if not skb:
             return
-        if self.may_redirect(len(skb)):
+        if self.parking:
+            self._parked += len(skb)
+            self._world.park += skb
+        elif self.may_redirect(len(skb)):
             self._redirected += len(skb)
             self.target.backlog.append(skb)
         else:
@@ -111,9 +117,14 @@ class Port:
         self._world.something()
         self.published = total
 
-    def set_limit(self, limit: int) -> None:
+    @property
+    def parked(self) -> int:
         self._world.something()
-        self.limit = limit
+        return self._parked
+
+    def park(self, on: bool) -> None:
+        self._world.something()
+        self.parking = on
 
     def written(self) -> int:
         self._world.something()
@@ -155,6 +166,16 @@ class Ends:
         target.out += data[:size]
         return size
 
+    def drain(self) -> tuple[bytes, bool]:
+        self._world.something()
+        source = self._port.source
+        queue = source.passed or source.plain
+        data = bytes(queue)
+        queue.clear()
+        if not data and source.fin_in:
+            return b"", False
+        return data, True
+
     def enter(self) -> None:
         self._world.something()
         source = self._port.source
@@ -164,13 +185,23 @@ class Ends:
         # SO_RCVLOWAT: what came meanwhile goes through the verdict
         waiting = bytes(source.plain)
         source.plain.clear()
-        self._port.verdict(waiting)
+        for at in range(0, len(waiting), LARGEST):
+            self._port.verdict(waiting[at : at + LARGEST])
 
     def leave(self) -> None:
         self._world.something()
         source = self._port.source
         source.mapped = False
         source.passed.clear()
+
+    def parked(self, count: int) -> bytes:
+        self._world.something()
+        park = self._world.park
+        if len(park) < count:
+            raise OSError("less is there")
+        data = bytes(park[:count])
+        del park[:count]
+        return data
 
 
 class World:
@@ -186,6 +217,7 @@ class World:
         self._script = iter(script)
         self.buffer = buffer
         self.limit = limit
+        self.park = bytearray()
         self._busy = False
         self.socks = (Sock(stream(1, up)), Sock(stream(2, down)))
         front, back = self.socks
@@ -214,6 +246,10 @@ class World:
         elif kind == 6:
             self._fin(which)
 
+    def _draw(self) -> int:
+        """A number for a decision that is not the kernel's."""
+        return next(self._script, 1)
+
     def everything(self) -> None:
         for which in (0, 1):
             self._arrive(which, LARGEST)
@@ -230,10 +266,9 @@ class World:
         sock.arrived += len(skb)
         if sock.mapped:
             port.verdict(skb)
-            if port.limit < UNLIMITED:
-                held = sum(map(len, port.target.backlog)) + len(port.target.out) - port.target.acked
-                if held > max(self.limit, SEND_BUFFER):
-                    raise Broken(f"the target holds {held} of {self.limit}")
+            held = sum(map(len, port.target.backlog)) + len(port.target.out) - port.target.acked
+            if held > max(self.limit, SEND_BUFFER):
+                raise Broken(f"the target holds {held} of {self.limit}")
         else:
             sock.plain += skb
 
@@ -267,13 +302,20 @@ class World:
             if self.finished[which]:
                 continue
             wait = direction.step()
+            if direction.paused and direction.pending is None:
+                if self.over or self._draw() & 1:
+                    direction.resume()
+            elif direction.joined and self._draw() % (2 if direction.behind else 16) == 0:
+                direction.pause()
             if wait & Wait.END:
-                if other.ended or other.leave():
-                    self._enter_at[1 - which] = UNLIMITED
-                    self.ports[which].target.shut()
-                    self.finished[which] = True
-            elif direction.read >= self._enter_at[which] and direction.pending is None:
-                direction.enter(4 * RECEIVE_BUFFER)
+                if not other.ended and not other.leave():
+                    raise Broken("may not leave")
+                other.paused = False
+                self._enter_at[1 - which] = NEVER
+                self.ports[which].target.shut()
+                self.finished[which] = True
+            elif direction.read >= self._enter_at[which] and not direction.joined and not direction.paused:
+                direction.enter()
                 self._enter_at[which] = 2 * direction.read + 1
 
     def run(self) -> None:

@@ -70,21 +70,25 @@ class EndsBeforeTheBacklogIsEmpty(Direction):
         return Wait.END
 
 
-class LeavesWithTheLimitOn(Direction):
-    __slots__ = ()
-
-    def leave(self) -> bool:
-        if self.joined and not self.behind:
-            self._ends.leave()
-            self.joined = False
-        return not self.joined
-
-
 class NeverLeaves(Direction):
     __slots__ = ()
 
     def leave(self) -> bool:
         return True
+
+
+class ReadsAfterItPaused(Direction):
+    __slots__ = ()
+
+    def resume(self) -> None:
+        if data := self._port.source.plain[:1]:  # type: ignore[attr-defined]
+            self._port.source.passed += data  # type: ignore[attr-defined]
+        super().resume()
+
+
+class ParksNothing(Port):
+    def park(self, on: bool) -> None:
+        self._world.something()
 
 
 class ForgetsWhatItPublished(Port):
@@ -119,7 +123,8 @@ FAULTS = (
     Fault(EndsAtTheFirstEof, "lost"),
     Fault(EndsBeforeTheBacklogIsEmpty, "lost"),
     Fault(NeverLeaves, "lost|stalled"),
-    Fault(LeavesWithTheLimitOn, "lost|stalled"),
+    Fault(ParksNothing, "lost"),
+    Fault(ReadsAfterItPaused, "lost|stalled"),
     Fault(ForgetsWhatItPublished, "leaked"),
     Fault(MissesAcks, "leaked"),
     Fault(IgnoresTheLimit, "holds"),

@@ -49,6 +49,7 @@ class MapNumber(IntEnum):
     SPLICED = 8
     SPLICE_INDEX = 9
     SPLICE_FLOWS = 10
+    SPLICE_ALARMS = 12
     SPLICE_SOURCES = 11  # not named by the program, but the map it is attached to
 
 

@@ -11,6 +11,7 @@ TCPI_UNACKED = 24
 TCPI_SACKED = 28
 TCPI_LAST_DATA_RECV = 52
 TCPI_LAST_ACK_RECV = 56
+TCPI_RTT = 68
 TCPI_BYTES_ACKED = 120
 TCPI_BYTES_RECEIVED = 128
 _SIZE = TCPI_LAST_ACK_RECV + 4  # enough for all of the above
@@ -21,7 +22,9 @@ TCP_CLOSE_WAIT = 8
 TCP_LISTEN = 10
 
 _waits = struct.Struct(f"=B{TCPI_LAST_DATA_RECV - TCPI_STATE - 1}xII")  # and LAST_ACK_RECV beside it
-_progress = struct.Struct(f"=B{TCPI_LAST_ACK_RECV - 1}xI{TCPI_BYTES_ACKED - TCPI_LAST_ACK_RECV - 4}xQQ")
+_progress = struct.Struct(
+    f"=B{TCPI_LAST_ACK_RECV - 1}xI{TCPI_RTT - TCPI_LAST_ACK_RECV - 4}xI{TCPI_BYTES_ACKED - TCPI_RTT - 4}xQQ"
+)
 _backlog = struct.Struct(f"=B{TCPI_UNACKED - TCPI_STATE - 1}xII")  # and SACKED beside it
 
 
@@ -46,6 +49,7 @@ class Progress(NamedTuple):
 
     state: int
     last_ack_ms: int  # ms since the last ACK came in
+    rtt_us: int  # smoothed
     acked: int  # bytes the peer acknowledged, its SYN counted as one
     received: int  # bytes taken in, in order; the peer's FIN counted as one
 

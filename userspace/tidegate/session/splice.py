@@ -9,8 +9,10 @@ reached the target's TCP, and we say so by `consume`: when all is consumed the k
 
 Rules that data loss has taught:
 - recv() == b"" is the end only when the source's TCP received R + what we read, and the target W == R + C.
-- A socket leaves the map as a source only with nothing passed and unread, and nothing may be passed between
-  the look and the leaving: the limit is lifted first, so that what comes in between is redirected.
+- What was read in part would be redirected whole. So before a source enters, it is read to its end, and not
+  touched again: what comes from there on may wait in its receive queue, for as long as we like.
+- What was passed and not read is lost when its source leaves the map, and more may be passed between the last
+  look and the leaving: so what comes in between is redirected, into a socket of our own that we then read.
 - A socket must not be in the map as a source when both its directions are closed by TCP: its queue goes then,
   read or not. So before our FIN is sent on a socket, it leaves the map.
 """
@@ -22,7 +24,10 @@ from typing import Protocol
 
 # Reads in one go before others get their turn.
 BURST = 16
-UNLIMITED = 1 << 62
+# The kernel puts what it passes where we can read it at once, but for want of memory.
+LOOKS = 1000
+# What may be read while a source leaves the map: a fraction of a millisecond.
+AT_ONCE = 512 * 1024
 
 
 class Wait(IntFlag):
@@ -43,7 +48,9 @@ class Port(Protocol):
     def passed(self) -> int: ...
     def expect(self, total: int) -> None: ...
     def consume(self, total: int) -> None: ...
-    def set_limit(self, limit: int) -> None: ...
+    @property
+    def parked(self) -> int: ...
+    def park(self, on: bool) -> None: ...
     def written(self) -> int: ...
     def received(self) -> int: ...
     def settle(self) -> None: ...
@@ -60,12 +67,20 @@ class Ends(Protocol):
         """BlockingIOError, or OSError when the target is broken."""
         ...
 
+    def drain(self) -> tuple[bytes, bool]:
+        """All that is there, and whether that is all: what comes next begins an skb."""
+        ...
+
     def enter(self) -> None:
         """Put the source into the map. OSError when it is closing."""
         ...
 
     def leave(self) -> None:
         """Take the source out of the map."""
+        ...
+
+    def parked(self, count: int) -> bytes:
+        """The next so many bytes that were parked. OSError."""
         ...
 
 
@@ -94,6 +109,7 @@ class Direction:
         "eof",
         "joined",
         "limit",
+        "paused",
         "pending",
         "read",
     )
@@ -107,6 +123,7 @@ class Direction:
         self.read = 0  # bytes that we read since it began
         self.consumed = 0  # bytes of those that we wrote
         self.joined = False  # the source is in the map; else all is copied
+        self.paused = False  # out of the map, and not copied either, until the target holds less
         self.eof = False
         self.ended = False
         self._broken: OSError | None = None  # the source is, but what it sent before comes first
@@ -116,13 +133,19 @@ class Direction:
         """Copies what may be copied. SourceError, TargetError."""
         if self.ended:
             return Wait.END
-        for _ in range(BURST):
+        if self.paused and self.pending is None:
+            return Wait.TICK
+        for turn in range(BURST + 1):
             if self.pending is not None:
                 if not self._drained():
                     self._own()
                     return Wait.TICK
                 if not self._flush(self.pending):
                     return Wait.TARGET
+            if self.paused:
+                return Wait.TICK
+            if turn == BURST:
+                break
             if self._broken is not None:
                 raise SourceError from self._broken
             try:
@@ -135,9 +158,7 @@ class Direction:
                 return self._at_eof()
             self.read += len(data)
             self.pending = data
-        # the last piece waits for its turn like everything that comes after it
-        self._own()
-        return Wait.TICK
+        return Wait.SOURCE
 
     def _own(self) -> None:
         """What read() gave is the worker's buffer: keep a copy."""
@@ -183,7 +204,9 @@ class Direction:
     @property
     def behind(self) -> bool:
         """Whether something that we read, or that was passed to us, is not in the target yet."""
-        return self.pending is not None or (self.joined and self._port.passed != self.consumed)
+        if self.pending is not None or self.paused:
+            return True
+        return self.joined and self._port.passed != self.consumed
 
     @property
     def drained(self) -> bool:
@@ -195,49 +218,82 @@ class Direction:
         """Bytes taken from the source since the direction began."""
         return self._port.redirected + self.read
 
-    def enter(self, most: int) -> bool:
-        """Put the source into the map; False: it goes on being copied, for the source is closing, or sends so
-        fast that more than `most` bytes had to be read. Call it with nothing pending.
+    def enter(self) -> bool:
+        """Read the source to its present end, and pause: when what was read is written, it may be resumed.
+
+        False when that is not possible, and it goes on being copied: the source is closing, or sends so fast
+        that its end is not found.
         """
-        if self.joined or self.eof or self._broken is not None or self.pending is not None:
-            return self.joined
-        held = bytearray()
+        if self.joined or self.eof or self.paused or self._broken is not None:
+            return False
         try:
-            while len(held) <= most:
-                data = self._ends.read()
-                if not data:
-                    break
-                held += data
-        except BlockingIOError:
-            self._port.expect(self.consumed + len(held))
-            try:
-                self._ends.enter()
-            except OSError:
-                pass  # it is not in the map, which is all that matters
-            else:
-                self.joined = True
+            data, whole = self._ends.drain()
         except OSError as error:
             self._broken = error
-        self.read += len(held)
-        if held:
-            self.pending = memoryview(bytes(held))
-        return self.joined
+            return False
+        # from here on nobody reads: what comes now is whole when it is redirected
+        self.paused = whole
+        self.read += len(data)
+        if data:
+            self.pending = memoryview(bytes(self.pending or b"") + data)
+        return self.paused
+
+    def pause(self) -> bool:
+        """Stop reading, so that the source's window closes, until resume(). False: not now. LostError."""
+        if not self.joined or self.ended or not self.leave():
+            return False
+        self.paused = True
+        return True
+
+    def resume(self) -> None:
+        """Let the kernel have what has come since the pause began. Call it with nothing pending."""
+        self.paused = False
+        self._port.expect(self.consumed)
+        self._port.consume(self.consumed)
+        try:
+            self._ends.enter()
+        except OSError:
+            return  # it is closing: the rest is copied
+        self.joined = True
 
     def leave(self) -> bool:
-        """Take the source out of the map, with nothing lost; False: not now, ask again. LostError."""
+        """Take the source out of the map, with nothing lost: what was passed is pending. LostError.
+
+        False: not now, for too much was passed and has to be copied first. While it is read here, what comes
+        is parked without a limit, and that must not take long.
+        """
         if not self.joined:
             return True
-        port = self._port
-        if self.behind:
+        if self._port.passed - self.consumed - len(self.pending or b"") > AT_ONCE:
             return False
-        port.set_limit(UNLIMITED)
+        port, ends = self._port, self._ends
+        before = port.parked
+        port.park(True)
         port.settle()
-        if port.passed != self.consumed:
-            port.set_limit(self.limit)
-            return False
-        self._ends.leave()
+        # nothing is passed any more
+        self._own()
+        held = bytearray(self.pending or b"")
+        waited = len(held)
+        for _ in range(LOOKS):
+            try:
+                # in one go: each read lets the sender go on, and what it sends has no limit now
+                held += ends.drain()[0]
+            except OSError as error:
+                self._broken = error
+                break
+            if self.consumed + len(held) == port.passed:
+                break
+        missing = port.passed - self.consumed - len(held)
+        ends.leave()
         port.settle()
+        port.park(False)
         self.joined = False
-        if port.passed != self.consumed:
+        try:
+            held += ends.parked(port.parked - before)
+        except OSError as error:
+            raise LostError from error
+        if missing and self._broken is None:
             raise LostError
+        self.read += len(held) - waited
+        self.pending = memoryview(bytes(held)) if held else None
         return True

@@ -23,7 +23,7 @@ _BUFFERS = 64 * 1024
 _CREDIT = 128 * 1024
 _LARGE = 2 << 20
 # What a client may get rid of when the backend does not read: every buffer on the way, and the credit.
-_HELD_AT_MOST = 1 << 20
+_HELD_AT_MOST = 4 << 20
 
 
 class _LackingError(Exception):
@@ -50,8 +50,7 @@ class _Session:
         ]
         self._finished = [False, False]
         for direction in self.directions:
-            if not direction.enter(_LARGE):
-                raise _LackingError("a socket is refused")
+            direction.enter()
 
     def _pair(self) -> tuple[socket.socket, socket.socket]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -59,7 +58,6 @@ class _Session:
             passive = self._stack.enter_context(listener.accept()[0])
         for sock in (active, passive):
             sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFERS)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERS)
         return active, passive
 
@@ -73,12 +71,17 @@ class _Session:
     def turn(self) -> None:
         """What the relay does meanwhile."""
         for index, direction in enumerate(self.directions):
+            if direction.joined and direction.behind:
+                direction.pause()
             other = self.directions[1 - index]
+            if direction.paused and direction.pending is None:
+                direction.resume()
             if self._finished[index] or not direction.step() & Wait.END:
                 continue
-            if other.ended or other.leave():
-                self._flows[index].target.shutdown(socket.SHUT_WR)
-                self._finished[index] = True
+            if not (other.ended or other.leave()):
+                continue
+            self._flows[index].target.shutdown(socket.SHUT_WR)
+            self._finished[index] = True
 
     def _until(self, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + _LIMIT_S
@@ -154,7 +157,7 @@ def _large_and_ends(splicing: Splicing) -> None:
 
 
 def _flow_control(splicing: Splicing) -> None:
-    data = random.Random(2).randbytes(4 * _HELD_AT_MOST)
+    data = random.Random(2).randbytes(2 * _HELD_AT_MOST)
     with _session(splicing) as session:
         deadline = time.monotonic() + 0.02
         view = memoryview(data)

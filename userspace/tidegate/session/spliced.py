@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tidegate import logs
 from tidegate.config.model import Splice
 from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
-from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import EndReason
 from tidegate.session.splice import Direction, LostError, SourceError, TargetError, Wait
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 # Nothing tells when the kernel's backlog is empty: look again this often.
 TICK_NS = 1_000_000
 # Counters of a spliced session are brought up to date this often, and when somebody asks.
+SLOWEST_TICK_NS = 64_000_000
+# Parts of the limit: above the first the sender is made to wait, below the second it may go on.
+HIGH = 4
+LOW = 8
 SYNC_NS = 1_000_000_000
-# What is read at once to come to the end of what a fast sender has sent, before the session is handed over.
-DRAIN_MOST = 8 << 20
 # A session that could not be handed over for want of credit is looked at again after so many bytes more.
 LATER = 16 << 20
 NEVER = 1 << 62
@@ -50,6 +52,7 @@ class Splicer:
         self.budget = Budget(limit, total)
         self.trusted = trusted
         self.active: dict[int, Spliced] = {}  # by token
+        self._sides: dict[int, tuple[Spliced, int]] = {}  # by index of the record
 
     def threshold(self, ctx: Context) -> int:
         """After how many bytes of one direction a session of this listener is handed over."""
@@ -77,11 +80,25 @@ class Splicer:
         for one in self.active.values():
             one.set_limit(share)
         session.splice = self.active[session.token] = spliced = Spliced(session, self, flows, share)
+        for which, flow in enumerate(flows):
+            self._sides[flow.index] = spliced, which
         spliced.start()
         return NEVER
 
+    def watch(self, reactor: Reactor) -> None:
+        """Let the loop hear of directions whose target holds much."""
+        reactor.add(self.kernel.alarms.fd, EPOLLIN, self._on_alarms)
+
+    def _on_alarms(self, mask: int) -> None:
+        for index in self.kernel.alarms.take():
+            found = self._sides.get(index)
+            if found is not None:
+                found[0].alarmed(found[1])
+
     def left(self, spliced: Spliced) -> None:
         self.active.pop(spliced.session.token, None)
+        for flow in spliced.flows:
+            del self._sides[flow.index]
         self.kernel.release(spliced.flows)
         share = self.budget.raised([flow for one in self.active.values() for flow in one.flows])
         if share:
@@ -101,7 +118,7 @@ class Splicer:
 class _Side:
     """One direction of a spliced session, with the relay's own record of it."""
 
-    __slots__ = ("acked", "counted", "direction", "enter_at", "flow", "port", "wait")
+    __slots__ = ("acked", "counted", "direction", "enter_at", "flow", "held", "port", "tick_ns", "wait")
 
     def __init__(self, port: KernelFlow, direction: Direction, flow: Flow, enter_at: int) -> None:
         """`enter_at`: how many bytes more it is copied before the kernel gets it."""
@@ -112,6 +129,8 @@ class _Side:
         self.counted = 0
         self.acked = 0
         self.enter_at = enter_at
+        self.held = 0  # by the target, at the last tick
+        self.tick_ns = TICK_NS
 
 
 class Spliced:
@@ -179,6 +198,7 @@ class Spliced:
             if direction.limit != limit and direction.joined:
                 direction.limit = limit
                 side.port.set_limit(limit)
+                side.port.arm(limit // HIGH)
 
     def sync(self) -> None:
         """Bring the session's counters up to date."""
@@ -260,8 +280,39 @@ class Spliced:
         if dead and session.relaying and session._back_interest == 0:
             session._park_back()
 
+    def alarmed(self, which: int) -> None:
+        """The kernel says that the target of a direction holds much: let its sender wait."""
+        side = self._down if which else self._up
+        if side.flow.finished:
+            return
+        try:
+            paused = side.direction.pause()
+        except LostError:
+            self._lost()
+            return
+        if paused:
+            self._advance(side)
+        else:
+            side.port.arm(side.direction.limit // HIGH)
+
     def _on_tick(self, now: int) -> None:
-        self._advance(*(side for side in (self._up, self._down) if side.wait & Wait.TICK))
+        sides = [side for side in (self._up, self._down) if side.wait & Wait.TICK]
+        for side in sides:
+            held = side.port.in_flight()
+            # a target that takes nothing is asked less and less often
+            side.tick_ns = TICK_NS if held != side.held else min(2 * side.tick_ns, SLOWEST_TICK_NS)
+            side.held = held
+            self._resume(side, held)
+        self._advance(*sides)
+
+    def _resume(self, side: _Side, held: int) -> None:
+        """Let the sender of a paused direction go on, if the target holds little enough by now."""
+        direction = side.direction
+        if direction.paused and direction.pending is None and held <= direction.limit // LOW:
+            side.tick_ns = TICK_NS
+            side.port.arm(direction.limit // HIGH)
+            direction.resume()
+            side.wait = Wait.SOURCE
 
     def _on_sync(self, now: int) -> None:
         self.sync()
@@ -281,7 +332,10 @@ class Spliced:
         before = direction.read, direction.consumed
         try:
             wait = direction.step()
-            if direction.read >= side.enter_at and not direction.joined and direction.pending is None:
+            if direction.joined and direction.behind and direction.pause():
+                # out of credit: let the sender wait, and not every byte from here on be copied
+                wait = direction.step()
+            if direction.read >= side.enter_at and not direction.joined and not direction.paused:
                 wait = self._enter(side, wait)
             if wait & Wait.END:
                 wait = self._end_of(side)
@@ -292,8 +346,7 @@ class Spliced:
             session._target_broken(side.flow)
             return Wait.END
         except LostError:
-            _log.error("splice_lost", extra={"kv": {"token": session.token}})
-            session.end(EndReason.INTERNAL_ERROR)
+            self._lost()
             return Wait.END
         if direction.read != before[0]:
             session._received(side.flow, session.ctx.reactor.now)
@@ -301,27 +354,34 @@ class Spliced:
             session._delivered(side.flow, session.ctx.reactor.now)
         return wait
 
+    def _lost(self) -> None:
+        _log.error("splice_lost", extra={"kv": {"token": self.session.token}})
+        self.session.end(EndReason.INTERNAL_ERROR)
+
     def _enter(self, side: _Side, wait: Wait) -> Wait:
-        """Let the kernel have this direction too; it is copied until it can."""
+        """Let the kernel have this direction; it is copied until it can."""
         direction = side.direction
-        if not direction.eof and not direction.enter(DRAIN_MOST):
-            side.enter_at = 2 * (direction.read + DRAIN_MOST)
-        # pending now, or in the kernel's hands: the same question again
-        return direction.step() if direction.pending is not None else wait
+        if not direction.enter():
+            side.enter_at = 2 * direction.read + LATER
+            return direction.step() if direction.pending is not None else wait
+        side.wait = direction.step()
+        self._resume(side, side.port.in_flight())
+        return side.wait
 
     def _end_of(self, side: _Side) -> Wait:
         """All is delivered: pass the FIN on, when the socket that it goes out on has left the map."""
         side.flow.eof = True
         other = self._down if side is self._up else self._up
-        done = other.flow.finished or other.direction.ended
-        if not done and not other.direction.leave():
-            self._waited += 1
-            if self._waited == PATIENCE:
-                self._window = _clamp_window(other.port.source, 1)
-            return Wait.TICK
-        if self._window:
-            _clamp_window(other.port.source, self._window)
-            self._window = 0
+        if not (other.flow.finished or other.direction.ended):
+            if not other.direction.leave():
+                self._waited += 1
+                if self._waited == PATIENCE:
+                    self._window = _clamp_window(other.port.source, 1)
+                return Wait.TICK
+            if self._window:
+                _clamp_window(other.port.source, self._window)
+                self._window = 0
+            other.direction.paused = False
         other.enter_at = NEVER
         self.session._finish(side.flow, side.port.target)
         return Wait.END
@@ -337,7 +397,8 @@ class Spliced:
         self.session._watch(front, back)
         if (up.wait | down.wait) & Wait.TICK:
             reactor = self.session.ctx.reactor
-            reactor.timers.arm(self._tick_timer, reactor.now + TICK_NS)
+            ticks = [side.tick_ns for side in (up, down) if side.wait & Wait.TICK]
+            reactor.timers.arm(self._tick_timer, reactor.now + min(ticks))
 
 
 def _clamp_window(sock: socket.socket, size: int) -> int:
