@@ -15,7 +15,6 @@ from tidegate.session.splice import Direction, Wait
 SEND_BUFFER = 120
 RECEIVE_BUFFER = 150
 LARGEST = 60  # bytes in one skb
-NEVER = 1 << 62
 PATIENCE = 4000  # turns with nobody in the way: more is a stall
 
 
@@ -46,16 +45,9 @@ class Sock:
     def room(self) -> int:
         return SEND_BUFFER - (len(self.out) - self.acked)
 
-    def close_when_both(self) -> None:
-        # TIME_WAIT or CLOSE: the kernel takes it out of the maps, and its psock goes
-        if self.fin_in and self.fin_out and self.mapped:
-            self.mapped = False
-            self.passed.clear()
-
     def shut(self) -> None:
         self.backlog.clear()  # what is still there never gets into TCP
         self.fin_out = True
-        self.close_when_both()
 
 
 class Port:
@@ -292,13 +284,11 @@ class World:
             sock.fin_in = True
             if sock.mapped:
                 self.ports[which].verdict(b"")
-            sock.close_when_both()
 
     # what the engine does
 
     def turn(self) -> None:
         for which, direction in enumerate(self.directions):
-            other = self.directions[1 - which]
             if self.finished[which]:
                 continue
             wait = direction.step()
@@ -308,10 +298,6 @@ class World:
             elif direction.joined and self._draw() % (2 if direction.behind else 16) == 0:
                 direction.pause()
             if wait & Wait.END:
-                if not other.ended and not other.leave():
-                    raise Broken("may not leave")
-                other.paused = False
-                self._enter_at[1 - which] = NEVER
                 self.ports[which].target.shut()
                 self.finished[which] = True
             elif direction.read >= self._enter_at[which] and not direction.joined and not direction.paused:

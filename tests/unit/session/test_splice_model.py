@@ -70,13 +70,6 @@ class EndsBeforeTheBacklogIsEmpty(Direction):
         return Wait.END
 
 
-class NeverLeaves(Direction):
-    __slots__ = ()
-
-    def leave(self) -> bool:
-        return True
-
-
 class ReadsAfterItPaused(Direction):
     __slots__ = ()
 
@@ -122,7 +115,6 @@ FAULTS = (
     Fault(OvertakesWhatWasPassed, "out of order"),
     Fault(EndsAtTheFirstEof, "lost"),
     Fault(EndsBeforeTheBacklogIsEmpty, "lost"),
-    Fault(NeverLeaves, "lost|stalled"),
     Fault(ParksNothing, "lost"),
     Fault(ReadsAfterItPaused, "lost|stalled"),
     Fault(ForgetsWhatItPublished, "leaked"),

@@ -13,8 +13,6 @@ Rules that data loss has taught:
   touched again: what comes from there on may wait in its receive queue, for as long as we like.
 - What was passed and not read is lost when its source leaves the map, and more may be passed between the last
   look and the leaving: so what comes in between is redirected, into a socket of our own that we then read.
-- A socket must not be in the map as a source when both its directions are closed by TCP: its queue goes then,
-  read or not. So before our FIN is sent on a socket, it leaves the map.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from tidegate.kernel.loader import Objects
 from tidegate.kernel.splicing import CannotSplice, Splicing
+from tidegate.kernel.tcp_info import TCP_CLOSE, progress
 from tidegate.session.splice import Direction, LostError, SourceError, TargetError, Wait
 from tidegate.session.splice_ends import SocketEnds
 
@@ -73,12 +74,9 @@ class _Session:
         for index, direction in enumerate(self.directions):
             if direction.joined and direction.behind:
                 direction.pause()
-            other = self.directions[1 - index]
             if direction.paused and direction.pending is None:
                 direction.resume()
             if self._finished[index] or not direction.step() & Wait.END:
-                continue
-            if not (other.ended or other.leave()):
                 continue
             self._flows[index].target.shutdown(socket.SHUT_WR)
             self._finished[index] = True
@@ -176,11 +174,25 @@ def _flow_control(splicing: Splicing) -> None:
             raise _LackingError("the end of a stream that waited is not passed on")
 
 
+def _passed_outlives_the_end(splicing: Splicing) -> None:
+    with _session(splicing) as session:
+        flow = session._flows[0]
+        flow.set_limit(0)
+        session.client.sendall(b"passed")
+        session.client.shutdown(socket.SHUT_WR)
+        session.front.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + _LIMIT_S
+        while progress(session.front).state != TCP_CLOSE and time.monotonic() < deadline:
+            pass
+        if session.send(session.server, b"", session.server, len(b"passed")) != b"passed":
+            raise _LackingError("what was passed is lost when both directions have ended")
+
+
 def run(objects: Objects) -> str:
     """Why it must not be used here; "" when all of it works. Under 200 ms; KernelUnavailable as create()."""
     splicing = Splicing.create(objects)
     try:
-        for check in (_early_data, _large_and_ends, _flow_control):
+        for check in (_early_data, _large_and_ends, _flow_control, _passed_outlives_the_end):
             check(splicing)
     except (_LackingError, CannotSplice, LostError, SourceError, TargetError, OSError) as error:
         return f"the start-up test failed: {error or type(error).__name__}"

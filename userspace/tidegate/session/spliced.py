@@ -35,8 +35,6 @@ SYNC_NS = 1_000_000_000
 # A session that could not be handed over for want of credit is looked at again after so many bytes more.
 LATER = 16 << 20
 NEVER = 1 << 62
-# A socket that must leave the map is given so many ticks to catch up before its window is narrowed.
-PATIENCE = 20
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _log = logging.getLogger("tidegate.splice")
@@ -141,8 +139,6 @@ class Spliced:
         "_sync_timer",
         "_tick_timer",
         "_up",
-        "_waited",
-        "_window",
         "flows",
         "session",
         "splicer",
@@ -160,8 +156,6 @@ class Spliced:
         self.flows = flows
         self._up = self._side(flows[0], limit, session._up)
         self._down = self._side(flows[1], limit, session._down)
-        self._waited = 0  # ticks that a FIN has been waiting for the other direction to catch up
-        self._window = 0  # what to widen a narrowed window to
         self._tick_timer = Timer(self._on_tick)
         self._sync_timer = Timer(self._on_sync)
 
@@ -369,20 +363,8 @@ class Spliced:
         return side.wait
 
     def _end_of(self, side: _Side) -> Wait:
-        """All is delivered: pass the FIN on, when the socket that it goes out on has left the map."""
+        """All is delivered: pass the FIN on."""
         side.flow.eof = True
-        other = self._down if side is self._up else self._up
-        if not (other.flow.finished or other.direction.ended):
-            if not other.direction.leave():
-                self._waited += 1
-                if self._waited == PATIENCE:
-                    self._window = _clamp_window(other.port.source, 1)
-                return Wait.TICK
-            if self._window:
-                _clamp_window(other.port.source, self._window)
-                self._window = 0
-            other.direction.paused = False
-        other.enter_at = NEVER
         self.session._finish(side.flow, side.port.target)
         return Wait.END
 
@@ -399,13 +381,3 @@ class Spliced:
             reactor = self.session.ctx.reactor
             ticks = [side.tick_ns for side in (up, down) if side.wait & Wait.TICK]
             reactor.timers.arm(self._tick_timer, reactor.now + min(ticks))
-
-
-def _clamp_window(sock: socket.socket, size: int) -> int:
-    """Bound the window that a socket offers, bytes, so that its sender pauses; what it was before."""
-    try:
-        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
-    except OSError:  # it is closed
-        return 0
-    return before
