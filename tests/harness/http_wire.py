@@ -36,6 +36,11 @@ class Wire:
                  trace: TracebackType | None) -> None:  # fmt: skip
         self.close()
 
+    def __del__(self) -> None:
+        # a test that fails half-way leaves connections behind: the failure is the news, not the open socket
+        if hasattr(self, "sock"):
+            self.sock.close()
+
     def close(self) -> None:
         self.sock.close()
 

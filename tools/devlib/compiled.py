@@ -25,6 +25,7 @@ HOT = {
     "loop": "timers reactor slab",
     "cluster": "backend balance policies pool ejection retry inflight sticky",
     "metrics": "histogram",
+    "accept": "listener queue admission",
 }
 
 
