@@ -43,7 +43,10 @@ STATUS: dict[str, Any] = {
                                              "buckets": BUCKETS}},
     ],
     "clusters": [
-        {"name": "app", "backends": [{"address": "127.0.0.1:9000", "state": "up", "connections": 3, "connect_failures": 0}]}
+        {
+            "name": "app",
+            "backends": [{"address": "127.0.0.1:9000", "state": "up", "connections": 3, "connect_failures": 0}],
+        }
     ],
 }  # fmt: skip
 
