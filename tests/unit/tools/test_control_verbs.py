@@ -45,7 +45,9 @@ STATUS: dict[str, Any] = {
     "clusters": [
         {
             "name": "app",
-            "backends": [{"address": "127.0.0.1:9000", "state": "up", "connections": 3, "connect_failures": 0}],
+            "backends": [
+                {"address": "127.0.0.1:9000", "state": "up", "connections": 3, "connect_failures": 0},
+            ],
         }
     ],
 }  # fmt: skip
