@@ -52,7 +52,6 @@ PENDING: Final = (
     Pending((*_LISTENER, "policy"), _is("codel"), "codel", 'write policy = "deadline"'),
     Pending((*_LISTENER, "codel_target"), _written, "10ms"),
     Pending((*_LISTENER, "codel_interval"), _written, "200ms"),
-    Pending((*_LISTENER, "splice"), _is("on"), "on", 'write splice = "auto"'),
     Pending((*_CLUSTER, "max_in_flight"), _is("auto"), "auto", 'write max_in_flight = "off"'),
     Pending((*_CLUSTER, "tls"), _on, {"verify": True}),
 )

@@ -229,6 +229,10 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("zombies_total", _L, _COUNTER, "Sessions that the zombie checker had to end."),
     Metric("received_bytes_total", _L, _COUNTER, "Bytes relayed from clients to backends."),
     Metric("sent_bytes_total", _L, _COUNTER, "Bytes relayed from backends to clients."),
+    Metric("spliced_total", _L, _COUNTER, "Sessions whose bytes the kernel moved for a while."),
+    Metric(
+        "spliced_bytes_total", _L, _COUNTER, "Of the bytes relayed, those that the kernel moved by itself."
+    ),
     Metric("connect_attempts_total", _L, _COUNTER, "Attempts to connect to a backend."),
     Metric("connect_failures_total", _L, _COUNTER, "Attempts to connect to a backend that failed."),
     Metric("connect_retries_total", _L, _COUNTER, "Attempts after the first one of a session."),

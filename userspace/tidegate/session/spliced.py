@@ -15,7 +15,7 @@ from tidegate.config.model import Splice
 from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor
 from tidegate.loop.timers import Timer
-from tidegate.metrics.names import EndReason
+from tidegate.metrics.names import LISTENER, EndReason
 from tidegate.session.splice import Direction, LostError, SourceError, TargetError, Wait
 from tidegate.session.splice_budget import Budget
 from tidegate.session.splice_ends import SocketEnds
@@ -36,6 +36,8 @@ SYNC_NS = 1_000_000_000
 LATER = 16 << 20
 NEVER = 1 << 62
 
+_SPLICED = LISTENER.index("spliced_total")
+_BYTES = LISTENER.index("spliced_bytes_total")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _log = logging.getLogger("tidegate.splice")
 _limited = logs.RateLimited(_log, per_second=1)
@@ -77,6 +79,7 @@ class Splicer:
             return NEVER
         for one in self.active.values():
             one.set_limit(share)
+        session.ctx.words[_SPLICED] += 1
         session.splice = self.active[session.token] = spliced = Spliced(session, self, flows, share)
         for which, flow in enumerate(flows):
             self._sides[flow.index] = spliced, which
@@ -116,7 +119,18 @@ class Splicer:
 class _Side:
     """One direction of a spliced session, with the relay's own record of it."""
 
-    __slots__ = ("acked", "counted", "direction", "enter_at", "flow", "held", "port", "tick_ns", "wait")
+    __slots__ = (
+        "acked",
+        "counted",
+        "direction",
+        "enter_at",
+        "flow",
+        "held",
+        "port",
+        "redirected",
+        "tick_ns",
+        "wait",
+    )
 
     def __init__(self, port: KernelFlow, direction: Direction, flow: Flow, enter_at: int) -> None:
         """`enter_at`: how many bytes more it is copied before the kernel gets it."""
@@ -125,6 +139,7 @@ class _Side:
         self.flow = flow
         self.wait = Wait.SOURCE
         self.counted = 0
+        self.redirected = 0
         self.acked = 0
         self.enter_at = enter_at
         self.held = 0  # by the target, at the last tick
@@ -198,6 +213,9 @@ class Spliced:
         """Bring the session's counters up to date."""
         words = self.session.ctx.words
         for side in (self._up, self._down):
+            redirected = side.port.redirected
+            words[_BYTES] += redirected - side.redirected
+            side.redirected = redirected
             moved = side.direction.moved
             flow, delta = side.flow, moved - side.counted
             if delta:

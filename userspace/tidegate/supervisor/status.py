@@ -128,6 +128,8 @@ def _listener(supervisor: Supervisor, group: ListenerGroup, total: Total | None)
         "zombies": 0,
         "bytes_in": 0,
         "bytes_out": 0,
+        "spliced": 0,
+        "bytes_spliced": 0,
         "dropped": dict.fromkeys(_DROPPED.values, 0),
         "ended": dict.fromkeys(_ENDED.values, 0),
         "age_histogram": {"count": 0, "sum_ns": 0, "max_ns": 0, "buckets": [0] * AGE_BUCKETS},
@@ -142,6 +144,8 @@ def _listener(supervisor: Supervisor, group: ListenerGroup, total: Total | None)
             "zombies": total.value("zombies_total"),
             "bytes_in": total.value("received_bytes_total"),
             "bytes_out": total.value("sent_bytes_total"),
+            "spliced": total.value("spliced_total"),
+            "bytes_spliced": total.value("spliced_bytes_total"),
             "dropped": total.by_value(_DROPPED),
             "ended": total.by_value(_ENDED),
             "age_histogram": {
