@@ -97,7 +97,7 @@ def _tcp_clusters(raw: dict[str, Any], section: Section) -> None:
         if listener.get("protocol") != "tcp" or not isinstance(clusters, dict) or not isinstance(name, str):
             continue
         cluster = clusters.get(name)
-        for key in ("sticky", "tls", "pool"):
+        for key in ("sticky", "tls", "pool", "max_in_flight"):
             if isinstance(cluster, dict) and cluster.get(key, "off") != "off":
                 section.spot.at("cluster", name, key).error(
                     f"{key} works on HTTP, and a tcp listener uses the cluster {show_value(name)}",
