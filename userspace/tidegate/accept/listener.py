@@ -408,6 +408,7 @@ class Acceptor:
         sock.close()
 
     def _drop(self, sock: socket.socket, reason: DropReason) -> None:
+        self.ctx.words[_QUEUED] = len(self.queue)  # first: who sees the drop must not still see it wait
         self.ctx.words[_DROPPED[reason]] += 1
         answer = self.ctx.answer_stale
         if answer is None or reason is not DropReason.STALE or not answer(sock):
