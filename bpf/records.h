@@ -117,24 +117,20 @@ struct steer_group {
 
 /* one direction of a spliced session: a cache line that its worker writes by plain stores, then one
  * that splice.c writes. Counts are bytes since the direction was made. The kernel redirects while
- * passed == consumed and redirected + consumed + base - (the target's bytes_acked) stays within limit */
+ * passed == consumed and redirected + consumed + base - (the target's bytes_acked) stays within limit and the target's send buffer */
 struct splice_flow {
 	__u64 consumed; /* of passed: written to the target by userspace */
 	__u64 limit;	/* bytes that the target may hold unacknowledged; 0: pass everything */
 	__u64 budget;	/* redirected may not exceed it */
 	__u64 base;	/* what had been written to the target before, in its bytes_acked */
 	__u64 target;	/* cookie of the socket that gets the bytes */
-	__u64 alarm_at; /* holding more than this is worth an alarm */
-	__u64 armed;	/* the number of the next alarm: one is raised for each */
-	__u64 park;	/* cookie of a socket that gets the bytes instead, while their source leaves; or 0 */
+	__u64 user_pad[3];
 	__u64 redirected;    /* moved to the target by the kernel */
 	__u64 passed;	     /* left to userspace */
 	__u64 held;	     /* what the target held when the kernel last looked */
 	__u64 received_ns;   /* when the last bytes arrived, redirected or passed */
 	__u64 redirected_ns; /* when the last of them were redirected */
-	__u64 alarmed;	     /* the number of the last alarm */
-	__u64 parked;	     /* moved to the socket named by park */
-	__u64 kernel_pad;
+	__u64 kernel_pad[3];
 };
 
 #endif

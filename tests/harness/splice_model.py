@@ -62,8 +62,6 @@ class Port:
         self._passed = 0
         self.published = 0  # consumed
         self.base = len(target.out)
-        self.parking = False
-        self._parked = 0
         self.read_before = source.arrived - len(source.plain)
 
     # the kernel's side
@@ -80,10 +78,7 @@ class Port:
     def verdict(self, skb: bytes) -> None:
         if not skb:
             return
-        if self.parking:
-            self._parked += len(skb)
-            self._world.park += skb
-        elif self.may_redirect(len(skb)):
+        if self.may_redirect(len(skb)):
             self._redirected += len(skb)
             self.target.backlog.append(skb)
         else:
@@ -109,15 +104,6 @@ class Port:
         self._world.something()
         self.published = total
 
-    @property
-    def parked(self) -> int:
-        self._world.something()
-        return self._parked
-
-    def park(self, on: bool) -> None:
-        self._world.something()
-        self.parking = on
-
     def written(self) -> int:
         self._world.something()
         return len(self.target.out) - self.base
@@ -125,9 +111,6 @@ class Port:
     def received(self) -> int:
         self._world.something()
         return self.source.arrived - self.read_before
-
-    def settle(self) -> None:
-        self._world.something()
 
 
 class Ends:
@@ -180,21 +163,6 @@ class Ends:
         for at in range(0, len(waiting), LARGEST):
             self._port.verdict(waiting[at : at + LARGEST])
 
-    def leave(self) -> None:
-        self._world.something()
-        source = self._port.source
-        source.mapped = False
-        source.passed.clear()
-
-    def parked(self, count: int) -> bytes:
-        self._world.something()
-        park = self._world.park
-        if len(park) < count:
-            raise OSError("less is there")
-        data = bytes(park[:count])
-        del park[:count]
-        return data
-
 
 class World:
     """One session, from its hand-over to its end."""
@@ -209,7 +177,6 @@ class World:
         self._script = iter(script)
         self.buffer = buffer
         self.limit = limit
-        self.park = bytearray()
         self._busy = False
         self.socks = (Sock(stream(1, up)), Sock(stream(2, down)))
         front, back = self.socks
@@ -295,8 +262,6 @@ class World:
             if direction.paused and direction.pending is None:
                 if self.over or self._draw() & 1:
                     direction.resume()
-            elif direction.joined and self._draw() % (2 if direction.behind else 16) == 0:
-                direction.pause()
             if wait & Wait.END:
                 self.ports[which].target.shut()
                 self.finished[which] = True

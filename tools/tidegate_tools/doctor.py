@@ -22,6 +22,7 @@ from tidegate import __version__
 from tidegate.errors import EXIT_FAILED, OperatorError
 from tidegate.kernel import bpf, cgroup, floors, probes
 from tidegate.kernel.bpf import ProgType
+from tidegate.supervisor import splice
 from tidegate_tools import client
 
 _BACKLOG = 4096  # the default of `backlog`
@@ -57,7 +58,9 @@ def _splicing() -> Check:
     release = platform.release()
     floor = ".".join(map(str, floors.SPLICE_FLOOR))
     if floors.version(release) >= floors.SPLICE_FLOOR:
-        return Check("kernel for splicing", True, f"{floor} or newer", needed=False)
+        if reason := splice.unfit():
+            return Check("kernel for splicing", False, f"{reason}: streams are copied", needed=False)
+        return Check("kernel for splicing", True, f"{floor} or newer, and tried", needed=False)
     found = f"older than {floor}: every stream is copied through userspace"
     return Check(
         "kernel for splicing", False, found, needed=False, fix="boot a newer kernel; see docs/kernels.md"

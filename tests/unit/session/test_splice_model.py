@@ -13,7 +13,7 @@ from harness.splice_model import LARGEST, Broken, Port, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.session.splice import Direction, LostError, Wait
+from tidegate.session.splice import Direction, Wait
 
 EVENT = st.integers(0, 16 * LARGEST - 1)
 SESSION = st.tuples(
@@ -79,11 +79,6 @@ class ReadsAfterItPaused(Direction):
         super().resume()
 
 
-class ParksNothing(Port):
-    def park(self, on: bool) -> None:
-        self._world.something()
-
-
 class ForgetsWhatItPublished(Port):
     def consume(self, total: int) -> None:
         super().consume(total - 1 if total > 200 else total)
@@ -115,7 +110,6 @@ FAULTS = (
     Fault(OvertakesWhatWasPassed, "out of order"),
     Fault(EndsAtTheFirstEof, "lost"),
     Fault(EndsBeforeTheBacklogIsEmpty, "lost"),
-    Fault(ParksNothing, "lost"),
     Fault(ReadsAfterItPaused, "lost|stalled"),
     Fault(ForgetsWhatItPublished, "leaked"),
     Fault(MissesAcks, "leaked"),
@@ -136,7 +130,7 @@ def failure(world: type[World], words: str = "", attempts: int = 400) -> str:
     for _ in range(attempts):
         try:
             world(*drawn(draw)).run()
-        except (Broken, LostError) as found:
+        except Broken as found:
             text = str(found) or "lost"
             if any(word in text for word in words.split("|")):
                 return text

@@ -49,7 +49,6 @@ class MapNumber(IntEnum):
     SPLICED = 8
     SPLICE_INDEX = 9
     SPLICE_FLOWS = 10
-    SPLICE_ALARMS = 12
     SPLICE_SOURCES = 11  # not named by the program, but the map it is attached to
 
 
@@ -197,6 +196,7 @@ def compile_programs(programs: Iterable[Program] = PROGRAMS, defines: Iterable[s
             f"-I{directory}",
             "-Wno-macro-redefined",
             f"-DTCP_BYTES_ACKED={member_offset('tcp_sock', 'bytes_acked') or 0}",
+            f"-DSK_SNDBUF={member_offset('sock', 'sk_sndbuf') or 0}",
             *(f"-D{define}" for define in defines),
         ],
         "text": "\n".join([*parts, '#line 1 "records.py"', records.static_asserts()]),

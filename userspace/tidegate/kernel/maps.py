@@ -23,8 +23,6 @@ from tidegate.kernel.records import (
 MAX_MOVED = 65536
 # directions that one worker may splice at once, 128 bytes each; two make a session
 MAX_SPLICE_FLOWS = 8192
-# 16 bytes per alarm; one that finds no room is only late: the limit stands without it
-SPLICE_ALARM_BYTES = 64 * 1024
 
 
 def _records(kind: MapType, record: type[ctypes.Structure], entries: int, name: str, flags: int) -> int:
@@ -59,8 +57,6 @@ def create(number: MapNumber) -> int:
             return bpf.map_create(MapType.SOCKHASH, 8, 8, MAX_SPLICE_FLOWS, "tg_spliced")
         case MapNumber.SPLICE_SOURCES:
             return bpf.map_create(MapType.SOCKHASH, 8, 8, MAX_SPLICE_FLOWS, "tg_splice_src")
-        case MapNumber.SPLICE_ALARMS:
-            return bpf.map_create(MapType.RINGBUF, 0, 0, SPLICE_ALARM_BYTES, "tg_splice_alarm")
         case MapNumber.SPLICE_INDEX:
             return bpf.map_create(MapType.HASH, 8, 4, MAX_SPLICE_FLOWS, "tg_splice_index")
         case MapNumber.SPLICE_FLOWS:

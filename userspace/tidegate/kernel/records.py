@@ -137,17 +137,13 @@ class SpliceFlow(ctypes.Structure):
         ("budget", c_uint64),
         ("base", c_uint64),
         ("target", c_uint64),
-        ("alarm_at", c_uint64),
-        ("armed", c_uint64),
-        ("park", c_uint64),
+        ("user_pad", c_uint64 * 3),
         ("redirected", c_uint64),
         ("passed", c_uint64),
         ("held", c_uint64),
         ("received_ns", c_uint64),
         ("redirected_ns", c_uint64),
-        ("alarmed", c_uint64),
-        ("parked", c_uint64),
-        ("kernel_pad", c_uint64),
+        ("kernel_pad", c_uint64 * 3),
     ]
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
-import mmap
 import os
 import socket
 import struct
@@ -28,7 +26,7 @@ from tidegate.kernel import bpf, maps
 from tidegate.kernel.half import socket_cookie
 from tidegate.kernel.kernel_types import member_offset
 from tidegate.kernel.loader import SPLICE, KernelUnavailable, MapNumber, Objects
-from tidegate.kernel.maps import MAX_SPLICE_FLOWS, SPLICE_ALARM_BYTES
+from tidegate.kernel.maps import MAX_SPLICE_FLOWS
 from tidegate.kernel.records import NO_BUDGET, SpliceFlow
 from tidegate.kernel.slots import map_words
 from tidegate.kernel.tcp_info import TCP_ESTABLISHED, Progress, progress
@@ -42,24 +40,17 @@ _TARGET = SpliceFlow.target.offset // 8
 _REDIRECTED = SpliceFlow.redirected.offset // 8
 _PASSED = SpliceFlow.passed.offset // 8
 _HELD = SpliceFlow.held.offset // 8
-_ALARM_AT = SpliceFlow.alarm_at.offset // 8
-_ARMED = SpliceFlow.armed.offset // 8
-_PARK = SpliceFlow.park.offset // 8
-_PARKED = SpliceFlow.parked.offset // 8
 _RECEIVED_NS = SpliceFlow.received_ns.offset // 8
 _REDIRECTED_NS = SpliceFlow.redirected_ns.offset // 8
 
 _MASK = (1 << 64) - 1
 _WINDOW = 512 * 1024
-_PARK_TIMEOUT_S = 1.0
-_RING_BUSY = 1 << 31
 _LOOKS = 50  # for two equal readings of a socket that receives
 _MAPS = (
     MapNumber.SPLICED,
     MapNumber.SPLICE_INDEX,
     MapNumber.SPLICE_FLOWS,
     MapNumber.SPLICE_SOURCES,
-    MapNumber.SPLICE_ALARMS,
 )
 
 
@@ -70,12 +61,9 @@ class CannotSplice(Exception):
 class KernelFlow:
     """One direction: its record, and what TCP says at its two ends. All counts since it was joined, bytes."""
 
-    __slots__ = ("_at", "_base", "_park", "_read_before", "_words", "cookie", "index", "source", "target")
+    __slots__ = ("_at", "_base", "_read_before", "_words", "cookie", "index", "source", "target")
 
-    def __init__(
-        self, words: memoryview, index: int, source: socket.socket, target: socket.socket, park: int
-    ) -> None:
-        self._park = park
+    def __init__(self, words: memoryview, index: int, source: socket.socket, target: socket.socket) -> None:
         self._words = words
         self._at = index * _WORDS
         self._base = 0
@@ -96,7 +84,6 @@ class KernelFlow:
         words[at + _BUDGET] = NO_BUDGET
         words[at + _TARGET] = target_cookie
         words[at + _LIMIT] = limit
-        self.arm(limit // 4)
 
     def expect(self, total: int) -> None:
         """So many bytes count as passed when the source enters: those that userspace holds come first."""
@@ -131,25 +118,11 @@ class KernelFlow:
     def set_limit(self, limit: int) -> None:
         self._words[self._at + _LIMIT] = limit
 
-    def arm(self, held: int) -> None:
-        """One alarm when the target holds more than `held`."""
-        self._words[self._at + _ALARM_AT] = held
-        self._words[self._at + _ARMED] += 1
-
     def in_flight(self) -> int:
         """What the target holds, not acknowledged, now: in its TCP or on the way into it."""
         words, at = self._words, self._at
         moved = words[at + _REDIRECTED] + words[at + _CONSUMED] + self._base
         return moved - progress(self.target).acked
-
-    @property
-    def parked(self) -> int:
-        """Bytes that were parked, ever."""
-        return self._words[self._at + _PARKED]
-
-    def park(self, on: bool) -> None:
-        """While on, all that arrives is parked."""
-        self._words[self._at + _PARK] = self._park if on else 0
 
     def set_budget(self, redirected: int) -> None:
         """What `redirected` may reach; what would pass it is passed."""
@@ -167,23 +140,16 @@ class KernelFlow:
         """How far the target got."""
         return progress(self.target)
 
-    def settle(self) -> None:
-        """Returns when no verdict runs on the source that saw words older than those stored before."""
-        progress(self.source)  # takes the lock under which verdicts run
-
 
 class Splicing:
     """One worker's maps of spliced sockets, and which records are free."""
 
-    def __init__(self, fds: dict[MapNumber, int], prog_fd: int, park: Park) -> None:
+    def __init__(self, fds: dict[MapNumber, int], prog_fd: int) -> None:
         self._targets = fds[MapNumber.SPLICED]
         self._sources = fds[MapNumber.SPLICE_SOURCES]
         self._index = fds[MapNumber.SPLICE_INDEX]
         self._flows = fds[MapNumber.SPLICE_FLOWS]
         self._prog = prog_fd
-        self._park = park
-        bpf.map_update(self._targets, _u64(park.cookie), struct.pack("=Q", park.into.fileno()))
-        self.alarms = Alarms(fds[MapNumber.SPLICE_ALARMS])
         self._words = map_words(self._flows, MAX_SPLICE_FLOWS * ctypes.sizeof(SpliceFlow))
         # the one freed longest ago is used next: nothing that still runs can write to a stranger's record
         self._free: deque[int] = deque(range(MAX_SPLICE_FLOWS))
@@ -191,7 +157,7 @@ class Splicing:
     @classmethod
     def create(cls, objects: Objects) -> Splicing:
         """Makes the maps and gives them their program; needs root. KernelUnavailable where it is refused."""
-        if not member_offset("tcp_sock", "bytes_acked"):
+        if not (member_offset("tcp_sock", "bytes_acked") and member_offset("sock", "sk_sndbuf")):
             raise KernelUnavailable(
                 "this kernel gives no type information of its own", "a kernel with CONFIG_DEBUG_INFO_BTF"
             )
@@ -204,13 +170,12 @@ class Splicing:
                 prog = objects.load(SPLICE, fds)
                 undo.callback(os.close, prog)
                 bpf.map_attach(prog, fds[MapNumber.SPLICE_SOURCES], SPLICE.attach)
-                park = Park()
             except OSError as error:
                 raise KernelUnavailable(
                     f"the kernel refuses to splice: {error}", "tidegate doctor"
                 ) from error
             undo.pop_all()
-        return cls(fds, prog, park)
+        return cls(fds, prog)
 
     def drop_program(self) -> None:
         """In a worker: the map holds the program; its fd would allow more than a worker needs."""
@@ -220,8 +185,6 @@ class Splicing:
 
     def close(self) -> None:
         self.drop_program()
-        self.alarms.close()
-        self._park.close()
         for fd in (self._targets, self._sources, self._index, self._flows):
             os.close(fd)
 
@@ -237,8 +200,8 @@ class Splicing:
         """
         if len(self._free) < 2:
             raise CannotSplice("no record is free")
-        up = KernelFlow(self._words, self._free.popleft(), front, back, self._park.cookie)
-        down = KernelFlow(self._words, self._free.popleft(), back, front, self._park.cookie)
+        up = KernelFlow(self._words, self._free.popleft(), front, back)
+        down = KernelFlow(self._words, self._free.popleft(), back, front)
         try:
             up.prepare(down.cookie, limit)
             down.prepare(up.cookie, limit)
@@ -255,23 +218,17 @@ class Splicing:
     def enter(self, flow: KernelFlow) -> None:
         """Gives the source's bytes to the verdict from here on. OSError (EOPNOTSUPP: it is closing).
 
-        The source must have been read until it would block immediately before: what was read in part would
-        be redirected whole.
+        The source must have been read to its end, and no further: what was read in part would be redirected
+        whole. It stays in until it is closed: the kernel drops what arrives while a socket is taken out.
         """
         # Makes the receive buffer hold so much, if it does not. Where segments are of 64 KiB, as on loopback,
         # a smaller one leaves too little room for the kernel to open the window once all was redirected.
         flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WINDOW)
-        self._insert(self._sources, flow)
-        # runs the verdict on what came between the last recv() and the insertion
-        flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-    def leave(self, flow: KernelFlow) -> None:
-        """Gives the source's bytes back to recv(). What was passed and not yet read is lost by it."""
-        _delete(self._sources, flow)
-
-    def parked(self, count: int) -> bytes:
-        """The next `count` bytes that were parked. OSError when they do not come."""
-        return self._park.take(count)
+        try:
+            self._insert(self._sources, flow)
+        finally:
+            # runs the verdict on what came between the last recv() and the insertion
+            flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     @staticmethod
     def _insert(fd: int, flow: KernelFlow) -> None:
@@ -302,68 +259,6 @@ class Splicing:
                     bpf.map_delete(fd, _u64(cookie))
             count += 1
         return count
-
-
-class Park:
-    """A connection with ourselves: what is redirected into one end can be read from the other, in order."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.into = socket.create_connection(listener.getsockname(), _PARK_TIMEOUT_S)
-            self._out, peer = listener.accept()
-        if peer != self.into.getsockname():  # somebody else was faster
-            self.close()
-            raise OSError(errno.ECONNREFUSED, "a stranger connected to the park")
-        self._out.settimeout(_PARK_TIMEOUT_S)
-        self.cookie = socket_cookie(self.into)
-
-    def take(self, count: int) -> bytes:
-        """Waits until so many bytes are there: as long as the kernel takes to move them, microseconds."""
-        found = bytearray()
-        while len(found) < count:
-            data = self._out.recv(count - len(found))
-            if not data:
-                raise OSError(errno.EPIPE, "the park is closed")
-            found += data
-        return bytes(found)
-
-    def close(self) -> None:
-        self.into.close()
-        self._out.close()
-
-
-class Alarms:
-    """The ring buffer in which directions whose target holds much are named. Readable when there are some."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        page = mmap.PAGESIZE
-        # the consumer's page, then the producer's and the data, which the kernel maps twice in a row
-        self._consumer = mmap.mmap(fd, page)
-        self._read = memoryview(self._consumer).cast("Q")
-        self._shared = mmap.mmap(fd, page + 2 * SPLICE_ALARM_BYTES, prot=mmap.PROT_READ, offset=page)
-        self._written = memoryview(self._shared).cast("Q")
-
-    def take(self) -> list[int]:
-        """Indexes of the directions named since."""
-        found = []
-        position, end = self._read[0], self._written[0]
-        data = mmap.PAGESIZE // 8
-        while position < end:
-            at = data + position % SPLICE_ALARM_BYTES // 8
-            if self._written[at] & _RING_BUSY:
-                break  # being written: it is announced again
-            found.append(self._written[at + 1])
-            position += 16
-        self._read[0] = position
-        return found
-
-    def close(self) -> None:
-        self._read.release()
-        self._written.release()
-        self._consumer.close()
-        self._shared.close()
-        os.close(self.fd)
 
 
 def _delete(fd: int, flow: KernelFlow) -> None:

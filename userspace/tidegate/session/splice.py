@@ -11,8 +11,8 @@ Rules that data loss has taught:
 - recv() == b"" is the end only when the source's TCP received R + what we read, and the target W == R + C.
 - What was read in part would be redirected whole. So before a source enters, it is read to its end, and not
   touched again: what comes from there on may wait in its receive queue, for as long as we like.
-- What was passed and not read is lost when its source leaves the map, and more may be passed between the last
-  look and the leaving: so what comes in between is redirected, into a socket of our own that we then read.
+- A source stays in the map until it is closed. The kernel drops, silently, what arrives in the moment in
+  which a socket is taken out, and what was passed and not yet read: copying is done in the map.
 """
 
 from __future__ import annotations
@@ -22,10 +22,6 @@ from typing import Protocol
 
 # Reads in one go before others get their turn.
 BURST = 16
-# The kernel puts what it passes where we can read it at once, but for want of memory.
-LOOKS = 1000
-# What may be read while a source leaves the map: a fraction of a millisecond.
-AT_ONCE = 512 * 1024
 
 
 class Wait(IntFlag):
@@ -46,12 +42,8 @@ class Port(Protocol):
     def passed(self) -> int: ...
     def expect(self, total: int) -> None: ...
     def consume(self, total: int) -> None: ...
-    @property
-    def parked(self) -> int: ...
-    def park(self, on: bool) -> None: ...
     def written(self) -> int: ...
     def received(self) -> int: ...
-    def settle(self) -> None: ...
 
 
 class Ends(Protocol):
@@ -73,14 +65,6 @@ class Ends(Protocol):
         """Put the source into the map. OSError when it is closing."""
         ...
 
-    def leave(self) -> None:
-        """Take the source out of the map."""
-        ...
-
-    def parked(self, count: int) -> bytes:
-        """The next so many bytes that were parked. OSError."""
-        ...
-
 
 class SourceError(Exception):
     """The source is broken."""
@@ -88,10 +72,6 @@ class SourceError(Exception):
 
 class TargetError(Exception):
     """The target is broken."""
-
-
-class LostError(Exception):
-    """The kernel lost bytes: end the session by a reset, so that nobody takes it for whole."""
 
 
 class Direction:
@@ -121,7 +101,7 @@ class Direction:
         self.read = 0  # bytes that we read since it began
         self.consumed = 0  # bytes of those that we wrote
         self.joined = False  # the source is in the map; else all is copied
-        self.paused = False  # out of the map, and not copied either, until the target holds less
+        self.paused = False  # about to enter: not read any more
         self.eof = False
         self.ended = False
         self._broken: OSError | None = None  # the source is, but what it sent before comes first
@@ -236,15 +216,8 @@ class Direction:
             self.pending = memoryview(bytes(self.pending or b"") + data)
         return self.paused
 
-    def pause(self) -> bool:
-        """Stop reading, so that the source's window closes, until resume(). False: not now. LostError."""
-        if not self.joined or self.ended or not self.leave():
-            return False
-        self.paused = True
-        return True
-
     def resume(self) -> None:
-        """Let the kernel have what has come since the pause began. Call it with nothing pending."""
+        """Let the kernel have what has come since enter(). Call it with nothing pending."""
         self.paused = False
         self._port.expect(self.consumed)
         self._port.consume(self.consumed)
@@ -253,45 +226,3 @@ class Direction:
         except OSError:
             return  # it is closing: the rest is copied
         self.joined = True
-
-    def leave(self) -> bool:
-        """Take the source out of the map, with nothing lost: what was passed is pending. LostError.
-
-        False: not now, for too much was passed and has to be copied first. While it is read here, what comes
-        is parked without a limit, and that must not take long.
-        """
-        if not self.joined:
-            return True
-        if self._port.passed - self.consumed - len(self.pending or b"") > AT_ONCE:
-            return False
-        port, ends = self._port, self._ends
-        before = port.parked
-        port.park(True)
-        port.settle()
-        # nothing is passed any more
-        self._own()
-        held = bytearray(self.pending or b"")
-        waited = len(held)
-        for _ in range(LOOKS):
-            try:
-                # in one go: each read lets the sender go on, and what it sends has no limit now
-                held += ends.drain()[0]
-            except OSError as error:
-                self._broken = error
-                break
-            if self.consumed + len(held) == port.passed:
-                break
-        missing = port.passed - self.consumed - len(held)
-        ends.leave()
-        port.settle()
-        port.park(False)
-        self.joined = False
-        try:
-            held += ends.parked(port.parked - before)
-        except OSError as error:
-            raise LostError from error
-        if missing and self._broken is None:
-            raise LostError
-        self.read += len(held) - waited
-        self.pending = memoryview(bytes(held)) if held else None
-        return True

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from tidegate.kernel.loader import Objects
 from tidegate.kernel.splicing import CannotSplice, Splicing
 from tidegate.kernel.tcp_info import TCP_CLOSE, progress
-from tidegate.session.splice import Direction, LostError, SourceError, TargetError, Wait
+from tidegate.session.splice import Direction, SourceError, TargetError, Wait
 from tidegate.session.splice_ends import SocketEnds
 
 # Where it works all of it takes less than 100 ms; a busy machine must not be taken for a broken one.
@@ -72,8 +72,6 @@ class _Session:
     def turn(self) -> None:
         """What the relay does meanwhile."""
         for index, direction in enumerate(self.directions):
-            if direction.joined and direction.behind:
-                direction.pause()
             if direction.paused and direction.pending is None:
                 direction.resume()
             if self._finished[index] or not direction.step() & Wait.END:
@@ -194,7 +192,7 @@ def run(objects: Objects) -> str:
     try:
         for check in (_early_data, _large_and_ends, _flow_control, _passed_outlives_the_end):
             check(splicing)
-    except (_LackingError, CannotSplice, LostError, SourceError, TargetError, OSError) as error:
+    except (_LackingError, CannotSplice, SourceError, TargetError, OSError) as error:
         return f"the start-up test failed: {error or type(error).__name__}"
     finally:
         splicing.close()

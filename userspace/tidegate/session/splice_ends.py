@@ -40,9 +40,3 @@ class SocketEnds:
 
     def enter(self) -> None:
         self._kernel.enter(self.flow)
-
-    def leave(self) -> None:
-        self._kernel.leave(self.flow)
-
-    def parked(self, count: int) -> bytes:
-        return self._kernel.parked(count) if count else b""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from tidegate import logs
 from tidegate.config.model import Splice
 from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
-from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor
+from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
-from tidegate.session.splice import Direction, LostError, SourceError, TargetError, Wait
+from tidegate.session.splice import Direction, SourceError, TargetError, Wait
 from tidegate.session.splice_budget import Budget
 from tidegate.session.splice_ends import SocketEnds
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 TICK_NS = 1_000_000
 # Counters of a spliced session are brought up to date this often, and when somebody asks.
 SLOWEST_TICK_NS = 64_000_000
-# Parts of the limit: above the first the sender is made to wait, below the second it may go on.
-HIGH = 4
-LOW = 8
 SYNC_NS = 1_000_000_000
 # A session that could not be handed over for want of credit is looked at again after so many bytes more.
 LATER = 16 << 20
@@ -52,7 +49,6 @@ class Splicer:
         self.budget = Budget(limit, total)
         self.trusted = trusted
         self.active: dict[int, Spliced] = {}  # by token
-        self._sides: dict[int, tuple[Spliced, int]] = {}  # by index of the record
 
     def threshold(self, ctx: Context) -> int:
         """After how many bytes of one direction a session of this listener is handed over."""
@@ -81,25 +77,11 @@ class Splicer:
             one.set_limit(share)
         session.ctx.words[_SPLICED] += 1
         session.splice = self.active[session.token] = spliced = Spliced(session, self, flows, share)
-        for which, flow in enumerate(flows):
-            self._sides[flow.index] = spliced, which
         spliced.start()
         return NEVER
 
-    def watch(self, reactor: Reactor) -> None:
-        """Let the loop hear of directions whose target holds much."""
-        reactor.add(self.kernel.alarms.fd, EPOLLIN, self._on_alarms)
-
-    def _on_alarms(self, mask: int) -> None:
-        for index in self.kernel.alarms.take():
-            found = self._sides.get(index)
-            if found is not None:
-                found[0].alarmed(found[1])
-
     def left(self, spliced: Spliced) -> None:
         self.active.pop(spliced.session.token, None)
-        for flow in spliced.flows:
-            del self._sides[flow.index]
         self.kernel.release(spliced.flows)
         share = self.budget.raised([flow for one in self.active.values() for flow in one.flows])
         if share:
@@ -207,7 +189,6 @@ class Spliced:
             if direction.limit != limit and direction.joined:
                 direction.limit = limit
                 side.port.set_limit(limit)
-                side.port.arm(limit // HIGH)
 
     def sync(self) -> None:
         """Bring the session's counters up to date."""
@@ -292,21 +273,6 @@ class Spliced:
         if dead and session.relaying and session._back_interest == 0:
             session._park_back()
 
-    def alarmed(self, which: int) -> None:
-        """The kernel says that the target of a direction holds much: let its sender wait."""
-        side = self._down if which else self._up
-        if side.flow.finished:
-            return
-        try:
-            paused = side.direction.pause()
-        except LostError:
-            self._lost()
-            return
-        if paused:
-            self._advance(side)
-        else:
-            side.port.arm(side.direction.limit // HIGH)
-
     def _on_tick(self, now: int) -> None:
         sides = [side for side in (self._up, self._down) if side.wait & Wait.TICK]
         for side in sides:
@@ -314,15 +280,13 @@ class Spliced:
             # a target that takes nothing is asked less and less often
             side.tick_ns = TICK_NS if held != side.held else min(2 * side.tick_ns, SLOWEST_TICK_NS)
             side.held = held
-            self._resume(side, held)
         self._advance(*sides)
 
-    def _resume(self, side: _Side, held: int) -> None:
-        """Let the sender of a paused direction go on, if the target holds little enough by now."""
+    @staticmethod
+    def _resume(side: _Side) -> None:
+        """A direction that was read to its end enters when all of that is in the target."""
         direction = side.direction
-        if direction.paused and direction.pending is None and held <= direction.limit // LOW:
-            side.tick_ns = TICK_NS
-            side.port.arm(direction.limit // HIGH)
+        if direction.paused and direction.pending is None:
             direction.resume()
             side.wait = Wait.SOURCE
 
@@ -344,9 +308,9 @@ class Spliced:
         before = direction.read, direction.consumed
         try:
             wait = direction.step()
-            if direction.joined and direction.behind and direction.pause():
-                # out of credit: let the sender wait, and not every byte from here on be copied
-                wait = direction.step()
+            if direction.paused and direction.pending is None:
+                direction.resume()
+                wait = Wait.SOURCE
             if direction.read >= side.enter_at and not direction.joined and not direction.paused:
                 wait = self._enter(side, wait)
             if wait & Wait.END:
@@ -357,18 +321,11 @@ class Spliced:
         except TargetError:
             session._target_broken(side.flow)
             return Wait.END
-        except LostError:
-            self._lost()
-            return Wait.END
         if direction.read != before[0]:
             session._received(side.flow, session.ctx.reactor.now)
         if direction.consumed != before[1]:
             session._delivered(side.flow, session.ctx.reactor.now)
         return wait
-
-    def _lost(self) -> None:
-        _log.error("splice_lost", extra={"kv": {"token": self.session.token}})
-        self.session.end(EndReason.INTERNAL_ERROR)
 
     def _enter(self, side: _Side, wait: Wait) -> Wait:
         """Let the kernel have this direction; it is copied until it can."""
@@ -377,7 +334,7 @@ class Spliced:
             side.enter_at = 2 * direction.read + LATER
             return direction.step() if direction.pending is not None else wait
         side.wait = direction.step()
-        self._resume(side, side.port.in_flight())
+        self._resume(side)
         return side.wait
 
     def _end_of(self, side: _Side) -> Wait:

@@ -51,6 +51,16 @@ def doubts() -> str:
     return ""
 
 
+def unfit() -> str:
+    """The start-up test by itself, for `doctor`: why streams are not spliced here, "" when they are."""
+    if reason := doubts():
+        return reason
+    try:
+        return splice_check.run(compile_programs((SPLICE,)))
+    except OperatorError as error:
+        return error.message
+
+
 def choose(config: Config, half: KernelHalf | None) -> SpliceChoice:
     """Tries it on sockets of our own (under 200 ms) when some listener would use it."""
     wanted = {listener.splice for listener in config.listeners}

@@ -119,7 +119,6 @@ class Worker:
                 self.config.splice_total,
                 trusted=setup.splice.trusted,
             )
-            self.splicer.watch(self.reactor)
         self._settings(self.config)
         for cluster in self.config.clusters:
             self.clusters[cluster.name] = ClusterState(cluster, on_event=self._cluster_event(cluster.name))
