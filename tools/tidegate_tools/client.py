@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import click
@@ -35,6 +36,13 @@ def call(
 ) -> dict[str, Any]:
     """The verb's result. Raises ControlUnreachable (exit code 3) or ControlError (1)."""
     return client.call(control or DEFAULT_CONTROL, verb, args, timeout_s)
+
+
+def ask(
+    control: str | None, verb: str, args: dict[str, Any] | None = None, timeout_s: float = 5.0
+) -> AbstractContextManager[client.Asked]:
+    """As `call`, of a verb that may stream: the answer is there while the block lasts."""
+    return client.ask(control or DEFAULT_CONTROL, verb, args, timeout_s)
 
 
 def status_if_any(control: str | None) -> dict[str, Any] | None:

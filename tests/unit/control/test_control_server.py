@@ -429,6 +429,23 @@ def test_a_stream_nobody_reads_loses_events_and_says_how_many(bench: Bench) -> N
         ]
 
 
+def test_a_stream_that_is_ended_delivers_what_was_sent_and_closes(bench: Bench) -> None:
+    with contextlib.closing(bench.connect()) as sock:
+        sock.send(b'{"v":1,"id":1,"verb":"stream","args":{}}\n' * 2)
+        bench.read(sock)
+        (stream,) = bench.streams
+        event = json.dumps({"text": "x" * 10_000})
+        for _ in range(50):
+            stream.send(event)
+        stream.end()
+        stream.end()
+        assert bench.closed_streams == 1
+        lines = bench.read(sock, 51)  # one more than there are: until it closes
+        assert len(lines) == 50
+        assert all("event" in line for line in lines), "the request behind it is not looked at"
+    assert not bench.server.peers
+
+
 def test_there_are_so_many_streams_and_no_more(bench: Bench) -> None:
     socks = [bench.connect() for _ in range(peer.MAX_STREAMS + 1)]
     answers = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,43 +30,65 @@ class ControlError(OperatorError):
         self.code = code
 
 
+class Asked:
+    """What a verb was answered, and, of one that streams, what comes after it."""
+
+    def __init__(self, sock: socket.socket, result: dict[str, Any], rest: bytes) -> None:
+        self.result = result
+        self.ended = False  # by tidegate, not by the reader
+        self._sock = sock
+        self._buffer = rest
+
+    def events(self, reader_fd: int = -1) -> Iterator[dict[str, Any]]:
+        """Each {"event": {...}} or {"lost": n} as it comes, until tidegate ends the stream.
+
+        With `reader_fd`, the writing end of a pipe, it ends as well when nobody reads that pipe any more: an
+        event may never come that would tell. Waits for events without a limit.
+        """
+        self._sock.settimeout(None)
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        if reader_fd >= 0:
+            waiting.register(reader_fd, 0)  # errors are reported unasked
+        while True:
+            line, separator, rest = self._buffer.partition(b"\n")
+            if separator:
+                self._buffer = rest
+                event = json.loads(line)
+                yield {key: event[key] for key in ("event", "lost") if key in event}
+                continue
+            if any(fd == reader_fd for fd, _ in waiting.poll()):
+                return
+            try:
+                chunk = self._sock.recv(65536)
+            except OSError:
+                chunk = b""
+            if not chunk:
+                self.ended = True
+                return
+            self._buffer += chunk
+
+
 def call(path: str, verb: str, args: dict[str, Any] | None = None, timeout_s: float = 5.0) -> dict[str, Any]:
     """The result of `verb`; raises ControlUnreachable or ControlError."""
-    with _asked(path, verb, args, timeout_s) as (_sock, result, _rest):
-        return result
+    with ask(path, verb, args, timeout_s) as asked:
+        return asked.result
 
 
 def stream(
     path: str, verb: str, args: dict[str, Any] | None = None, timeout_s: float = 5.0
 ) -> Iterator[dict[str, Any]]:
-    """The events of a verb that streams, each {"event": {...}} or {"lost": n}, until tidegate ends it.
-
-    `timeout_s` limits the wait for the answer, not that for an event. Raises ControlUnreachable or
-    ControlError before the first one.
-    """
-    with _asked(path, verb, args, timeout_s) as (sock, _result, buffer):
-        sock.settimeout(None)
-        while True:
-            line, separator, rest = buffer.partition(b"\n")
-            if separator:
-                buffer = rest
-                event = json.loads(line)
-                yield {key: event[key] for key in ("event", "lost") if key in event}
-                continue
-            try:
-                chunk = sock.recv(65536)
-            except OSError:
-                return
-            if not chunk:
-                return
-            buffer += chunk
+    """The events of a verb that streams; see `ask` and `Asked.events`."""
+    with ask(path, verb, args, timeout_s) as asked:
+        yield from asked.events()
 
 
 @contextmanager
-def _asked(
-    path: str, verb: str, args: dict[str, Any] | None, timeout_s: float
-) -> Iterator[tuple[socket.socket, dict[str, Any], bytes]]:
-    """A connection on which `verb` was asked and answered: the result, and what came after it."""
+def ask(path: str, verb: str, args: dict[str, Any] | None = None, timeout_s: float = 5.0) -> Iterator[Asked]:
+    """A connection on which `verb` was asked and answered, open for as long as the block lasts.
+
+    `timeout_s` limits the wait for the answer. Raises ControlUnreachable or ControlError.
+    """
     request = {"v": PROTOCOL_VERSION, "id": 1, "verb": verb, "args": args or {}}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
@@ -86,7 +109,7 @@ def _asked(
                 f"no tidegate answers at {path} ({error.strerror or error})",
                 "start one with `tidegate run FILE`, or name its control socket with --control",
             ) from None
-        yield sock, _result(path, line), rest
+        yield Asked(sock, _result(path, line), rest)
 
 
 def _result(path: str, line: bytes) -> dict[str, Any]:

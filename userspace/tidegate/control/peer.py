@@ -62,6 +62,10 @@ class EventStream:
             text, self.lost = f'{self._head}"lost":{self.lost}}}\n', 0
         peer.push(f'{text}{self._head}"event":{event}}}\n'.encode())
 
+    def end(self) -> None:
+        """Nothing more comes: the connection is closed when what was sent is taken."""
+        self._peer.end_stream()
+
 
 class Peer:
     """One connection: requests are answered one after the other."""
@@ -118,6 +122,16 @@ class Peer:
         self.stream = EventStream(self, request_id, on_close)
         self.push(line)
         return self.stream
+
+    def end_stream(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is None:
+            return
+        stream.on_close()
+        self.busy = False
+        self._lines.clear()
+        self._ended = True
+        self._advance()
 
     def push(self, data: bytes) -> None:
         if self._closed:

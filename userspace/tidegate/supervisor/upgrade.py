@@ -133,6 +133,7 @@ class Upgrade:
         supervisor.draining = True
         supervisor.reactor.timers.cancel(self._timer)
         logs.event(_log, logging.INFO, "handed_over", successor=child.pid)
+        supervisor.events.end()
         supervisor.notifier.main_pid(child.pid)
         limit = supervisor.config.drain_timeout_ns
         if self._reply is not None:

@@ -20,9 +20,11 @@ from tidegate.control.protocol import (
     text,
 )
 from tidegate.control.server import Args, Reply, Verb
+from tidegate.events import EventKind
 from tidegate.supervisor import status
 from tidegate.supervisor.queries import Answers
 from tidegate.supervisor.verbs_change import ADMISSION_KEYS, RuntimeChanges
+from tidegate.supervisor.verbs_events import event_name
 from tidegate.supervisor.verbs_worker import client_network, parse_token
 from tidegate.supervisor.workers import ACTIVE, WorkerProcess
 
@@ -112,7 +114,7 @@ class Verbs:
                 "Log events from now on; the connection stays open.",
                 (
                     Arg("level", choice(*logs.LEVELS), "the least important level wanted (info)"),
-                    Arg("event", several(text), "only events of these names"),
+                    Arg("event", several(event_name, len(EventKind)), "only events of these names"),
                 ),
             ),
             "reload": Verb(

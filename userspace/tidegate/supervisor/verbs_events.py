@@ -6,10 +6,14 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from tidegate import logs
 from tidegate.control.peer import EventStream
+from tidegate.events import EventKind
+
+_NAMES = frozenset(kind.value for kind in EventKind)
 
 
 @dataclass(eq=False, slots=True)
@@ -17,6 +21,14 @@ class _Watcher:
     level: int
     names: frozenset[str]  # empty: all
     stream: EventStream | None = None
+
+
+def event_name(value: object) -> str:
+    """An argument that names an event. Raises ValueError for one that is not in the list."""
+    if isinstance(value, str) and value in _NAMES:
+        return value
+    near = get_close_matches(str(value), _NAMES, 1)
+    raise ValueError(f"has an unknown event; did you mean {near[0]}?" if near else "has an unknown event")
 
 
 class EventHub(logging.Handler):
@@ -51,6 +63,12 @@ class EventHub(logging.Handler):
         if isinstance(event, dict) and isinstance(level, int):
             text = json.dumps(event | {"worker_process": worker})
             self._pass_on(level, str(event.get("event")), lambda: text)
+
+    def end(self) -> None:
+        """Every stream: who watched is to watch the successor."""
+        for watcher in list(self._watchers):
+            assert watcher.stream is not None
+            watcher.stream.end()
 
     def abandon(self) -> None:
         """In a forked child: what it logs is not ours to pass on."""

@@ -165,6 +165,8 @@ class Workers:
             message, fds = received
             if message.get("type") == "ready" and worker.state == STARTING:
                 worker.state = ACTIVE
+                if worker.restarts:
+                    logs.event(_log, logging.INFO, "worker_replaced", worker=worker.index, pid=worker.pid)
             try:
                 self._on_message(worker, message, fds)
             finally:
