@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "plot": Verb("plot", "Draw a recording as a heat map."),
     "status": Verb("status", "Show what the running tidegate does."),
     "workers": Verb("workers", "Show the workers of the running tidegate."),
+    "errors": Verb("errors", "Show the last messages that were refused, with the byte to blame."),
     "reload": Verb("reload", "Make the running tidegate read its configuration again."),
     "drain": Verb("drain", "Let a worker, or all of tidegate, finish and stop."),
     "upgrade": Verb("upgrade", "Hand over to the tidegate installed now without losing a connection."),

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.http.errors import Fault, RequestError
 from tidegate.loop.reactor import Reactor
 from tidegate.loop.slab import Slab
 from tidegate.session.context import show_token
-from tidegate.session.refusals import AROUND, Refusals, first_suspect
+from tidegate.session.refusals import AROUND, Refusals
 from tidegate.supervisor import verbs_worker
 from tidegate.supervisor.verbs_worker import EventForwarder, Filter, Walk, parse_token
 
@@ -158,50 +159,27 @@ def test_refusals_keep_the_last_with_what_is_around_the_offending_byte() -> None
     ring = Refusals(3)
     data = b"GET / HTTP/1.1\r\nHost: a\r\n" + b"x" * 200 + b"\0" + b"y" * 200
     for number in range(5):
-        ring.note(
-            listener="web", client=f"c{number}", fault="header", message="a NUL", data=data, position=225
-        )
+        error = RequestError(400, Fault.HEADER, "a NUL").blame(data, 225, base=1000)
+        ring.note(error, listener="web", client=f"c{number}")
     assert ring.total == 5
     assert [one.client for one in ring.last(10)] == ["c4", "c3", "c2"]
     assert len(ring.last(2)) == 2
     said = ring.last(1)[0].describe()
-    assert (said["position"], said["byte"], said["excerpt_starts"]) == (225, 0, 225 - AROUND)
+    assert (said["position"], said["byte"], said["excerpt_starts"]) == (1225, 0, 1225 - AROUND)
     assert said["excerpt"] == "x" * AROUND + "\\x00" + "y" * AROUND
+    assert (said["fault"], said["message"], said["side"]) == ("header", "a NUL", "client")
+    start, end = said["mark"]
+    assert said["excerpt"][start:end] == "\\x00"
 
 
 @pytest.mark.parametrize("position", [-1, 0, 2, 3, 50])
 def test_a_refusal_at_any_place_or_none(position: int) -> None:
     ring = Refusals()
-    ring.note(listener="l", client="c", fault="cut", message="m", data=b"abc", position=position)
+    ring.note(RequestError(400, Fault.CUT, "m").blame(b"abc", position), listener="l", client="c")
     said = ring.last(1)[0].describe()
-    assert said["byte"] == (b"abc"[position] if 0 <= position < 3 else None)
-    ring.note(listener="l", client="c", fault="cut", message="m")
-    assert ring.last(1)[0].describe()["excerpt"] == ""
-
-
-@pytest.mark.parametrize(
-    ("head", "position"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: a :b\tc\r\n\r\n", -1),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r", -1),
-        (b"GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n", 23),
-        (b"GET /\x7f HTTP/1.1\r\n\r\n", 5),
-        (b"GET / HTTP/1.1\nHost: a\r\n\r\n", 14),
-        (b"GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n", 23),
-        (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 20),
-        (b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", 25),
-        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\0", -1),
-    ],
-)
-def test_the_first_byte_that_no_head_may_hold(head: bytes, position: int) -> None:
-    assert first_suspect(head) == position
-    ring = Refusals()
-    ring.note(listener="l", client="c", fault="header", message="m", data=head)
-    assert ring.last(1)[0].position == position
-    ring.note(listener="l", client="c", fault="cut", message="m", data=head)
-    assert ring.last(1)[0].position == -1, "a fault of another kind has no byte to blame"
-
-
-@given(st.binary(max_size=200))
-def test_looking_for_it_never_fails(data: bytes) -> None:
-    assert -1 <= first_suspect(data) < max(1, len(data))
+    known = 0 <= position < 3
+    assert said["byte"] == (b"abc"[position] if known else None)
+    assert said["mark"] == ([position, position + 1] if known else None)
+    ring.note(RequestError(400, Fault.CUT, "m"), listener="l", client="c", side="backend")
+    said = ring.last(1)[0].describe()
+    assert (said["excerpt"], said["position"], said["mark"], said["side"]) == ("", -1, None, "backend")

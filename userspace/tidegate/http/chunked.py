@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from tidegate.http import blame
 from tidegate.http.errors import Fault, PeerError
 from tidegate.http.head import BLOCK, NEVER_IN_HEAD, TOKEN_CHAR, VALUE_CHAR
 from tidegate.http.limits import (
@@ -51,7 +52,18 @@ class ChunkDecoder:
     `trailers` the trailer fields worth forwarding, as b"Name: value\\r\\n..." lines.
     """
 
-    __slots__ = ("_error", "_extensions", "_held", "_left", "_scanned", "_state", "done", "rest", "trailers")
+    __slots__ = (
+        "_error",
+        "_extensions",
+        "_held",
+        "_left",
+        "_scanned",
+        "_seen",
+        "_state",
+        "done",
+        "rest",
+        "trailers",
+    )
 
     def __init__(self, error: Callable[[int, Fault, str], PeerError]) -> None:
         """`error` makes the exception to raise: the client's fault or the backend's."""
@@ -61,6 +73,7 @@ class ChunkDecoder:
         self._left = 0
         self._extensions = 0
         self._scanned = 0  # bytes of a partial trailer section that were looked at
+        self._seen = 0  # bytes of the body that `decode` was given
         self.done = False
         self.rest = b""
         self.trailers = b""
@@ -72,6 +85,7 @@ class ChunkDecoder:
 
     def decode(self, data: bytes) -> bytes:
         """The payload in `data`. Raises the PeerError of the constructor's choice."""
+        self._seen += len(data)
         if self._held:
             data = self._held + data
             self._held = b""
@@ -88,7 +102,8 @@ class ChunkDecoder:
                     self._state = _DELIMITER
             elif self._state == _DELIMITER:
                 if data[pos] != 0x0D or (size - pos > 1 and data[pos + 1] != 0x0A):
-                    raise self._malformed("chunk data is not followed by CRLF")
+                    at = pos if data[pos] != 0x0D else pos + 1
+                    raise self._malformed("chunk data is not followed by CRLF", data, at)
                 if size - pos < 2:
                     self._held = data[pos:]
                     break
@@ -104,29 +119,35 @@ class ChunkDecoder:
                 break
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
-    def _malformed(self, message: str) -> PeerError:
-        return self._error(400, Fault.BODY, message)
+    def _malformed(self, message: str, data: bytes, at: int) -> PeerError:
+        return self._blamed(self._error(400, Fault.BODY, message), data, at)
+
+    def _blamed(self, error: PeerError, data: bytes, at: int) -> PeerError:
+        """`data` ends where what `decode` was given ends."""
+        return error.blame(data, at, self._seen - len(data))
 
     def _size_line(self, data: bytes, pos: int) -> int:
         """Position behind the chunk-size line at `pos`, or -1 when it is not whole."""
         newline = data.find(b"\n", pos, pos + MAX_CHUNK_LINE)
         if newline < 0:
             if len(data) - pos >= MAX_CHUNK_LINE:
-                raise self._malformed("chunk-size line too long")
+                raise self._malformed("chunk-size line too long", data, pos + MAX_CHUNK_LINE - 1)
             if _SIZE_LINE_START.fullmatch(data, pos) is None:
-                raise self._malformed("malformed chunk size")
+                raise self._malformed("malformed chunk size", data, blame.in_size_line(data, pos))
             self._held = data[pos:]
             return -1
         line = _SIZE_LINE.fullmatch(data, pos, newline + 1)
         if line is None:
-            raise self._malformed("malformed chunk size or extension")
+            raise self._malformed("malformed chunk size or extension", data, blame.in_size_line(data, pos))
         digits, extension = line.groups()
         if len(digits) > MAX_CHUNK_DIGITS:
-            raise self._error(413, Fault.BODY_TOO_LARGE, "chunk size out of range")
+            error = self._error(413, Fault.BODY_TOO_LARGE, "chunk size out of range")
+            raise self._blamed(error, data, pos + MAX_CHUNK_DIGITS)
         if extension:
             self._extensions += len(extension)
             if self._extensions > MAX_CHUNK_EXTENSIONS:
-                raise self._malformed("chunk extensions too large")
+                over = self._extensions - MAX_CHUNK_EXTENSIONS
+                raise self._malformed("chunk extensions too large", data, line.end(2) - over)
         self._left = int(digits, 16)
         self._state = _DATA if self._left else _TRAILER
         return newline + 1
@@ -140,24 +161,29 @@ class ChunkDecoder:
         end = data.find(b"\r\n\r\n", seen, pos + MAX_TRAILER)
         if end < 0:
             if len(data) - pos >= MAX_TRAILER:
-                raise self._error(431, Fault.HEAD_TOO_LARGE, "trailer section too large")
-            if NEVER_IN_HEAD.search(data, seen) is not None:
-                raise self._malformed("malformed trailer section")
+                error = self._error(431, Fault.HEAD_TOO_LARGE, "trailer section too large")
+                raise self._blamed(error, data, pos + MAX_TRAILER - 1)
+            never = NEVER_IN_HEAD.search(data, seen)
+            if never is not None:
+                raise self._malformed("malformed trailer section", data, never.start())
             self._held = data[pos:]
             self._scanned = len(self._held)
             return
         section = data[pos : end + 4]
-        if BLOCK.fullmatch(b"\r\n" + section) is None:
-            raise self._malformed("malformed trailer section")
+        block = b"\r\n" + section
+        if BLOCK.fullmatch(block) is None:
+            raise self._malformed("malformed trailer section", data, pos - 2 + blame.in_block(block))
         lines = section.split(b"\r\n")[:-2]
         if len(lines) > MAX_TRAILER_LINES:
-            raise self._error(431, Fault.HEAD_TOO_LARGE, "too many trailer fields")
+            error = self._error(431, Fault.HEAD_TOO_LARGE, "too many trailer fields")
+            raise self._blamed(error, data, pos - 2 + blame.in_line(block, MAX_TRAILER_LINES))
         kept = []
         for line in lines:
             # Backends behind CGI-like interfaces read "_" in a name as "-".
             name = line[: line.index(b":")].lower().replace(b"_", b"-")
             if name in _REFUSED:
-                raise self._malformed("a framing or routing field in the trailer section")
+                at = pos + section.index(line)
+                raise self._malformed("a framing or routing field in the trailer section", data, at)
             if name not in _DROPPED and not name.startswith(b"x-forwarded-"):
                 kept.append(line + b"\r\n")
         self.trailers = b"".join(kept)

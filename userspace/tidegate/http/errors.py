@@ -7,6 +7,7 @@ After one was raised the parser it came from is spent: the session answers (or n
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
 class Fault(StrEnum):
@@ -40,15 +41,35 @@ class PeerError(Exception):
 
     `status` is the answer to the client (for a backend's fault too, as long as no byte of a response was
     sent), `fault` the reason for log and metric, the message a sentence without the peer's bytes in it.
+
+    Where a byte is to blame, it is `data[at]`, and `data` begins `base` bytes behind the begin of the head,
+    of the chunked body or of the PROXY header. `at` is -1 where something is missing or at odds as a whole.
     """
 
-    __slots__ = ("fault", "message", "status")
+    __slots__ = ("at", "base", "data", "fault", "message", "status")
 
     def __init__(self, status: int, fault: Fault, message: str) -> None:
         super().__init__(message)
         self.status = status
         self.fault = fault
         self.message = message
+        self.data = b""
+        self.at = -1
+        self.base = 0
+
+    def blame(self, data: bytes, at: int, base: int = 0) -> Self:
+        """Name the byte; returns the error, to be raised."""
+        self.data = data
+        self.at = at
+        self.base = base
+        return self
+
+    def within(self, data: bytes, offset: int) -> None:
+        """What was blamed stands `offset` bytes into `data`, if it was not blamed in `data` itself."""
+        if self.data is not data:
+            self.data = data
+            if self.at >= 0:
+                self.at += offset
 
 
 class RequestError(PeerError):

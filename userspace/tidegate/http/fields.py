@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from tidegate.http import blame
 from tidegate.http.errors import Fault, RequestError
 from tidegate.http.head import BLOCK, REQUEST_BLOCK, TOKEN_CHAR, SecondOpinion, parse_authority
 from tidegate.http.limits import (
+    MAX_FIELD_LINES,
     MAX_LENGTH_DIGITS,
     MAX_REQUEST_ID,
     MEMO_BLOCK,
@@ -99,7 +101,8 @@ class FieldsMemo:
         fields = read_fields(block)
         has_body = fields.chunked or fields.content_length > 0
         if not self._opinion.request_block(block, has_body):
-            raise RequestError(400, Fault.SECOND_OPINION, "head refused by the second parser")
+            error = RequestError(400, Fault.SECOND_OPINION, "head refused by the second parser")
+            raise error.blame(block, blame.second_request(block))
         if len(block) <= MEMO_BLOCK and not fields.secret:
             if len(self._known) >= MEMO_ENTRIES:
                 self._known.clear()
@@ -111,57 +114,66 @@ def read_fields(block: bytes) -> RequestFields:
     """Validate and read a block. Raises RequestError."""
     if REQUEST_BLOCK.fullmatch(block) is None:
         if BLOCK.fullmatch(block) is not None:
-            raise RequestError(431, Fault.HEAD_TOO_LARGE, "too many header fields")
-        raise RequestError(400, Fault.HEADER, "malformed header line")
+            error = RequestError(431, Fault.HEAD_TOO_LARGE, "too many header fields")
+            raise error.blame(block, blame.in_line(block, MAX_FIELD_LINES))
+        error = RequestError(400, Fault.HEADER, "malformed header line")
+        raise error.blame(block, blame.in_block(block))
     fields = RequestFields(block)
     kept = []
     last = 0
     upgrade: list[bytes] = []
     options: list[bytes] = []
     ids = 0
-    for found in _SPECIAL.finditer(block.lower()):
-        name, value = found.groups()
-        if name == b"cookie" or name == b"authorization":
-            fields.secret = True
-            continue
-        value = value.rstrip(b" \t")
-        if name == b"host":
-            _read_host(fields, block[found.start(2) : found.start(2) + len(value)])
-        elif name == b"connection":
-            if value == b"keep-alive":
-                fields.keep_alive = True
-            else:
-                options += [option.strip(b" \t") for option in value.split(b",")]
-        elif name == b"content-length":
-            _read_length(fields, value)
-        elif name == b"transfer-encoding":
-            # A tab behind it is optional whitespace to us, part of the value to llhttp: refused.
-            _read_coding(fields, found[2].rstrip(b" "))
-        elif name == b"expect":
-            if value != b"100-continue":
-                raise RequestError(417, Fault.EXPECTATION, "only 100-continue can be expected")
-            fields.expect = True
-        elif name == b"upgrade":
-            upgrade.append(block[found.start(2) : found.start(2) + len(value)])
-        elif name == b"x-request-id":
-            ids += 1
-            original = block[found.start(2) : found.start(2) + len(value)]
-            if ids == 1 and REQUEST_ID.fullmatch(original) is not None:
-                fields.request_id = original
+    try:
+        for found in _SPECIAL.finditer(block.lower()):
+            name, value = found.groups()
+            if name == b"cookie" or name == b"authorization":
+                fields.secret = True
                 continue
-        elif name == b"max-forwards":
-            fields.max_forwards = int(value) if value.isdigit() and len(value) < 10 else None
-            continue
-        elif name == b"te":
-            fields.te_trailers |= any(part.strip(b" \t") == b"trailers" for part in value.split(b","))
-        elif name == b"content_length" or name == b"transfer_encoding":
-            raise RequestError(400, Fault.FRAMING, "a framing field spelled with an underscore")
-        kept.append(block[last : found.start()])
-        last = found.end()
+            value = value.rstrip(b" \t")
+            if name == b"host":
+                _read_host(fields, block[found.start(2) : found.start(2) + len(value)])
+            elif name == b"connection":
+                if value == b"keep-alive":
+                    fields.keep_alive = True
+                else:
+                    options += [option.strip(b" \t") for option in value.split(b",")]
+            elif name == b"content-length":
+                _read_length(fields, value)
+            elif name == b"transfer-encoding":
+                # A tab behind it is optional whitespace to us, part of the value to llhttp: refused.
+                _read_coding(fields, found[2].rstrip(b" "))
+            elif name == b"expect":
+                if value != b"100-continue":
+                    error = RequestError(417, Fault.EXPECTATION, "only 100-continue can be expected")
+                    raise error.blame(value, blame.departs(value, 0, b"100-continue"))
+                fields.expect = True
+            elif name == b"upgrade":
+                upgrade.append(block[found.start(2) : found.start(2) + len(value)])
+            elif name == b"x-request-id":
+                ids += 1
+                original = block[found.start(2) : found.start(2) + len(value)]
+                if ids == 1 and REQUEST_ID.fullmatch(original) is not None:
+                    fields.request_id = original
+                    continue
+            elif name == b"max-forwards":
+                fields.max_forwards = int(value) if value.isdigit() and len(value) < 10 else None
+                continue
+            elif name == b"te":
+                fields.te_trailers |= any(part.strip(b" \t") == b"trailers" for part in value.split(b","))
+            elif name == b"content_length" or name == b"transfer_encoding":
+                error = RequestError(400, Fault.FRAMING, "a framing field spelled with an underscore")
+                raise error.blame(block, block.index(b"_", found.start(1)))
+            kept.append(block[last : found.start()])
+            last = found.end()
+    except RequestError as refusal:
+        refusal.within(block, found.start(2))
+        raise
     kept.append(block[last:-4])
     fields.forward = b"".join(kept)
     if fields.coded and fields.content_length >= 0:
-        raise RequestError(400, Fault.FRAMING, "both Content-Length and Transfer-Encoding")
+        error = RequestError(400, Fault.FRAMING, "both Content-Length and Transfer-Encoding")
+        raise error.blame(block, blame.in_value_of(block, b"content-length", b"transfer-encoding"))
     if ids > 1 and fields.request_id:
         fields.forward = remove_fields(fields.forward, frozenset({b"x-request-id"}))
         fields.request_id = b""
@@ -172,10 +184,10 @@ def read_fields(block: bytes) -> RequestFields:
 
 def _read_host(fields: RequestFields, value: bytes) -> None:
     if fields.authority is not None:
-        raise RequestError(400, Fault.HOST, "more than one Host field")
+        raise RequestError(400, Fault.HOST, "more than one Host field").blame(value, 0)
     parsed = parse_authority(value)
     if parsed is None:
-        raise RequestError(400, Fault.HOST, "malformed Host")
+        raise RequestError(400, Fault.HOST, "malformed Host").blame(value, blame.in_authority(value))
     fields.authority = value
     fields.host, fields.port = parsed
 
@@ -183,17 +195,19 @@ def _read_host(fields: RequestFields, value: bytes) -> None:
 def _read_length(fields: RequestFields, value: bytes) -> None:
     # Equal repetitions too: RFC 9112 6.3 lets a recipient choose, and no honest client sends them.
     if fields.content_length >= 0:
-        raise RequestError(400, Fault.FRAMING, "more than one Content-Length")
+        raise RequestError(400, Fault.FRAMING, "more than one Content-Length").blame(value, 0)
     if not value.isdigit():
-        raise RequestError(400, Fault.FRAMING, "malformed Content-Length")
+        error = RequestError(400, Fault.FRAMING, "malformed Content-Length")
+        raise error.blame(value, blame.in_length(value))
     if len(value) > MAX_LENGTH_DIGITS:
-        raise RequestError(413, Fault.BODY_TOO_LARGE, "Content-Length out of range")
+        error = RequestError(413, Fault.BODY_TOO_LARGE, "Content-Length out of range")
+        raise error.blame(value, blame.in_length(value))
     fields.content_length = int(value)
 
 
 def _read_coding(fields: RequestFields, value: bytes) -> None:
     if fields.coded:
-        raise RequestError(400, Fault.FRAMING, "more than one Transfer-Encoding field")
+        raise RequestError(400, Fault.FRAMING, "more than one Transfer-Encoding field").blame(value, 0)
     fields.coded = True
     if value == b"chunked":
         fields.chunked = True
@@ -205,8 +219,9 @@ def _read_coding(fields: RequestFields, value: bytes) -> None:
         and codings.count(b"chunked") == 1
         and b"identity" not in codings
     ):
-        raise RequestError(501, Fault.CODING, "a transfer coding other than chunked")
-    raise RequestError(400, Fault.FRAMING, "malformed Transfer-Encoding, or chunked is not last")
+        raise RequestError(501, Fault.CODING, "a transfer coding other than chunked").blame(value, 0)
+    error = RequestError(400, Fault.FRAMING, "malformed Transfer-Encoding, or chunked is not last")
+    raise error.blame(value, blame.in_codings(value))
 
 
 def _apply_options(fields: RequestFields, options: list[bytes], upgrade: list[bytes]) -> None:

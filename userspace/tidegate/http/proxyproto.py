@@ -13,12 +13,15 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 from tidegate.config.model import ProxyProtocol
+from tidegate.http import blame
 from tidegate.http.errors import Fault, PeerError
 from tidegate.http.limits import MAX_PROXY_V1, MAX_PROXY_V2
 
 SIGNATURE_V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _SIGNATURE_V1: Final = b"PROXY "
 _HEAD_V2: Final = struct.Struct("!12sBBH")
+
+_COMMAND_AT, _KIND_AT, _LENGTH_AT = 12, 13, 14
 
 _LINE_V1: Final = re.compile(
     rb"PROXY TCP(4|6) ([0-9A-Fa-f.:]++) ([0-9A-Fa-f.:]++) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n"
@@ -75,34 +78,38 @@ class ProxyReader:
             return None
         version1 = data[0] == _SIGNATURE_V1[0]
         if self._expect is (ProxyProtocol.V2 if version1 else ProxyProtocol.V1):
-            raise ProxyError("another version of the PROXY protocol than expected, or none")
+            raise ProxyError("another version of the PROXY protocol than expected, or none").blame(data, 0)
         return self._version1(data) if version1 else self._version2(data)
 
     def _version1(self, data: bytes) -> ProxyHeader | None:
         start = data[: len(_SIGNATURE_V1)]
         if start != _SIGNATURE_V1[: len(start)]:
-            raise ProxyError("no PROXY protocol header")
+            at = blame.departs(data, 0, _SIGNATURE_V1)
+            raise ProxyError("no PROXY protocol header").blame(data, at)
         end = data.find(b"\n", 0, MAX_PROXY_V1)
         if end < 0:
             if len(data) >= MAX_PROXY_V1:
-                raise ProxyError("version 1 header too long")
+                raise ProxyError("version 1 header too long").blame(data, MAX_PROXY_V1 - 1)
             return None
         line = data[: end + 1]
         found = _LINE_V1.fullmatch(line)
         if found is None:
             if _UNKNOWN_V1.fullmatch(line) is None:
-                raise ProxyError("malformed version 1 header")
+                raise ProxyError("malformed version 1 header").blame(data, blame.in_proxy_line(line))
             header = ProxyHeader(1, local=False)
         else:
             family = IPv4Address if found[1] == b"4" else IPv6Address
             ports = int(found[4]), int(found[5])
             if max(ports) > 65535:
-                raise ProxyError("malformed version 1 header")
+                raise ProxyError("malformed version 1 header").blame(data, blame.in_proxy_line(line))
+            group = 2
             try:
-                source = str(family(found[2].decode("ascii")))
-                destination = str(family(found[3].decode("ascii")))
+                source = str(family(found[group].decode("ascii")))
+                group = 3
+                destination = str(family(found[group].decode("ascii")))
             except AddressValueError:
-                raise ProxyError("malformed address in a version 1 header") from None
+                error = ProxyError("malformed address in a version 1 header")
+                raise error.blame(data, found.start(group)) from None
             header = ProxyHeader(1, False, (source, ports[0]), (destination, ports[1]))
         self.rest = data[end + 1 :]
         return header
@@ -110,15 +117,15 @@ class ProxyReader:
     def _version2(self, data: bytes) -> ProxyHeader | None:
         start = data[: len(SIGNATURE_V2)]
         if start != SIGNATURE_V2[: len(start)]:
-            raise ProxyError("no PROXY protocol header")
+            raise ProxyError("no PROXY protocol header").blame(data, blame.departs(data, 0, SIGNATURE_V2))
         if len(data) < _HEAD_V2.size:
             return None
         _, command, kind, length = _HEAD_V2.unpack_from(data)
         if command >> 4 != 2 or command & 0xF not in (_LOCAL, _PROXY):
-            raise ProxyError("unknown version or command")
+            raise ProxyError("unknown version or command").blame(data, _COMMAND_AT)
         end = _HEAD_V2.size + length
         if end > MAX_PROXY_V2:
-            raise ProxyError("version 2 header too long")
+            raise ProxyError("version 2 header too long").blame(data, _LENGTH_AT)
         if len(data) < end:
             return None
         header = _read_v2(data[:end], command & 0xF, kind)
@@ -132,19 +139,18 @@ def _read_v2(whole: bytes, command: int, kind: int) -> ProxyHeader:
         # The address part of these is to be skipped whatever it holds: what does not read as TLVs is not an
         # error, a checksum that reads as one counts.
         tlvs = block + _BLOCKS.get(kind, 0)
-        if not _checksum_right(whole, _tlvs(whole, tlvs) or []):
-            raise ProxyError("checksum mismatch")
+        _check_sum(whole, _tlvs(whole, tlvs)[0] or [])
         return ProxyHeader(2, local=command == _LOCAL)
     size = _BLOCKS.get(kind)
     if size is None:
-        raise ProxyError("an address family or transport that no stream has")
+        error = ProxyError("an address family or transport that no stream has")
+        raise error.blame(whole, _KIND_AT)
     if len(whole) - block < size:
-        raise ProxyError("address block too short")
-    tlvs_found = _tlvs(whole, block + size)
+        raise ProxyError("address block too short").blame(whole, _LENGTH_AT)
+    tlvs_found, wrong = _tlvs(whole, block + size)
     if tlvs_found is None:
-        raise ProxyError("malformed TLV")
-    if not _checksum_right(whole, tlvs_found):
-        raise ProxyError("checksum mismatch")
+        raise ProxyError("malformed TLV").blame(whole, wrong)
+    _check_sum(whole, tlvs_found)
     if kind == _UNIX:
         return ProxyHeader(2, local=False)
     width = 4 if kind == _TCP4 else 16
@@ -155,27 +161,28 @@ def _read_v2(whole: bytes, command: int, kind: int) -> ProxyHeader:
     return ProxyHeader(2, False, (source, source_port), (destination, destination_port))
 
 
-def _tlvs(whole: bytes, pos: int) -> list[tuple[int, int, int]] | None:
-    """(type, begin, length) of each TLV from `pos` to the end, or None if that is not what is there."""
+def _tlvs(whole: bytes, pos: int) -> tuple[list[tuple[int, int, int]] | None, int]:
+    """(type, begin, length) of each TLV from `pos` to the end; None, and where, if one does not fit."""
     found = []
     size = len(whole)
     while pos < size:
         if size - pos < 3:
-            return None
+            return None, pos
         kind, length = struct.unpack_from("!BH", whole, pos)
+        if pos + 3 + length > size:
+            return None, pos + 1  # its length
         found.append((kind, pos + 3, length))
         pos += 3 + length
-    return found if pos == size else None
+    return found, -1
 
 
-def _checksum_right(whole: bytes, tlvs: list[tuple[int, int, int]]) -> bool:
-    """False if there is a CRC32c and it is not the header's; the one field counts as zero in it."""
+def _check_sum(whole: bytes, tlvs: list[tuple[int, int, int]]) -> None:
+    """Raises ProxyError if a CRC32c is there and not the header's, in which its own bytes count as zero."""
     for kind, begin, length in tlvs:
         if kind == _TLV_CRC32C:
             blank = whole[:begin] + bytes(length) + whole[begin + length :]
             if length != 4 or crc32c(blank) != int.from_bytes(whole[begin : begin + 4], "big"):
-                return False
-    return True
+                raise ProxyError("checksum mismatch").blame(whole, begin if length == 4 else begin - 2)
 
 
 def encode_v1(source: tuple[str, int] | None, destination: tuple[str, int] | None) -> bytes:

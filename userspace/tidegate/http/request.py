@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tidegate.http import blame
 from tidegate.http.chunked import ChunkDecoder
 from tidegate.http.errors import Fault, RequestError
 from tidegate.http.fields import FieldsMemo, RequestFields
@@ -156,9 +157,10 @@ class RequestParser(MessageReader):
                 self._scanned = max(len(data) - 3, 0)
                 return None
             self._read_head(data, start, end + 4)
-        except RequestError:
+        except RequestError as refusal:
             self.state = FAILED
             self.rest = b""
+            refusal.within(data, start)
             raise
         self._scanned = 0
         self._line_good = False
@@ -172,18 +174,24 @@ class RequestParser(MessageReader):
 
     def _read_head(self, data: bytes, start: int, end: int) -> None:
         if end - start > MAX_REQUEST_HEAD:
-            raise RequestError(431, Fault.HEAD_TOO_LARGE, "request head too large")
+            error = RequestError(431, Fault.HEAD_TOO_LARGE, "request head too large")
+            raise error.blame(data, start + MAX_REQUEST_HEAD)
         line = REQUEST_LINE.match(data, start)
         if line is None:
             raise _bad_request_line(data, start)
         method, target, minor = line.groups()
         if len(target) > MAX_TARGET:
-            raise RequestError(414, Fault.TARGET_TOO_LONG, "request target too long")
+            error = RequestError(414, Fault.TARGET_TOO_LONG, "request target too long")
+            raise error.blame(data, line.start(2) + MAX_TARGET)
         block = data[line.end() : end]
         if block == self._last_block:
             fields = self._last_fields
         else:
-            fields = self._memo.read(block)
+            try:
+                fields = self._memo.read(block)
+            except RequestError as refusal:
+                refusal.within(data, line.end())
+                raise
             self._last_block = block
             self._last_fields = fields
         request = self.request
@@ -199,22 +207,28 @@ class RequestParser(MessageReader):
             request.upgrade = fields.upgrade
         else:
             if fields.coded:
-                raise RequestError(400, Fault.FRAMING, "Transfer-Encoding in HTTP/1.0")
+                error = RequestError(400, Fault.FRAMING, "Transfer-Encoding in HTTP/1.0")
+                at = blame.in_value_of(block, b"transfer-encoding")
+                raise error.blame(data, line.end() + at)
             request.http10 = True
             request.keep_alive = fields.keep_alive and not fields.close
             request.expect = False  # RFC 9110 10.1.1 and 7.8: both ignored from HTTP/1.0
             request.upgrade = b""
+        if method == b"CONNECT":
+            raise RequestError(405, Fault.METHOD, "CONNECT is not served here").blame(method, 0)
         if target[0] == _SLASH:
             request.authority = fields.authority or b""
             request.host = fields.host
         else:
-            target = self._other_form(request, method, target)
+            try:
+                target = self._other_form(request, method, target)
+            except RequestError as refusal:
+                refusal.within(data, line.start(2))
+                raise
         request.target = target
         query = target.find(b"?")
         request.path = target if query < 0 else target[:query]
         request.route = request.prefix = request.prefix_route = None
-        if method == b"CONNECT":
-            raise RequestError(405, Fault.METHOD, "CONNECT is not served here")
         self._begin_body(request, fields)
 
     def _begin_body(self, request: Request, fields: RequestFields) -> None:
@@ -224,7 +238,7 @@ class RequestParser(MessageReader):
             self.state = COMPLETE
             return
         if request.method == b"TRACE":  # RFC 9110 9.3.8
-            raise RequestError(400, Fault.METHOD, "TRACE with content")
+            raise RequestError(400, Fault.METHOD, "TRACE with content").blame(request.method, 0)
         self.state = BODY
         if chunked:
             self.left = 0
@@ -238,28 +252,29 @@ class RequestParser(MessageReader):
         fields = request.fields
         request.authority = fields.authority or b""
         request.host = fields.host
-        if method == b"CONNECT":
-            raise RequestError(405, Fault.METHOD, "CONNECT is not served here")
         if target == b"*":
             if method != b"OPTIONS":
-                raise RequestError(400, Fault.TARGET, "asterisk form outside OPTIONS")
+                raise RequestError(400, Fault.TARGET, "asterisk form outside OPTIONS").blame(target, 0)
             return target
         scheme, mark, rest = target.partition(b"://")
         scheme = scheme.lower()
         if not mark or scheme not in DEFAULT_PORTS:
-            raise RequestError(400, Fault.TARGET, "neither origin nor absolute form")
+            raise RequestError(400, Fault.TARGET, "neither origin nor absolute form").blame(target, 0)
         ends = [at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0]
         cut = min(ends, default=len(rest))
         authority, path = rest[:cut], rest[cut:]
         named = parse_authority(authority)
         if named is None:
-            raise RequestError(400, Fault.TARGET, "malformed authority in the target")
+            error = RequestError(400, Fault.TARGET, "malformed authority in the target")
+            raise error.blame(target, len(scheme) + 3 + blame.in_authority(authority))
         if scheme != self._scheme:
-            raise RequestError(421, Fault.MISDIRECTED, "the target's scheme is not served here")
+            error = RequestError(421, Fault.MISDIRECTED, "the target's scheme is not served here")
+            raise error.blame(target, 0)
         if fields.authority is not None:
             default = DEFAULT_PORTS[scheme]
             if named[0] != fields.host or (named[1] or default) != (fields.port or default):
-                raise RequestError(400, Fault.HOST, "target and Host name different authorities")
+                error = RequestError(400, Fault.HOST, "target and Host name different authorities")
+                raise error.blame(target, len(scheme) + 3)
         request.authority = authority
         request.host = named[0]
         if not path:
@@ -279,19 +294,25 @@ class RequestParser(MessageReader):
             size - start > MAX_REQUEST_LINE or REQUEST_LINE_START.fullmatch(data, start) is None
         ):
             raise _bad_request_line(data, start)
-        if NEVER_IN_HEAD.search(data, scan) is not None:
-            raise RequestError(400, Fault.HEADER, "a control byte, or a CR or LF on its own")
+        never = NEVER_IN_HEAD.search(data, scan)
+        if never is not None:
+            error = RequestError(400, Fault.HEADER, "a control byte, or a CR or LF on its own")
+            raise error.blame(data, never.start())
         if size - start >= MAX_REQUEST_HEAD:
-            raise RequestError(431, Fault.HEAD_TOO_LARGE, "request head too large")
+            error = RequestError(431, Fault.HEAD_TOO_LARGE, "request head too large")
+            raise error.blame(data, start + MAX_REQUEST_HEAD - 1)
 
 
 def _bad_request_line(data: bytes, start: int) -> RequestError:
     line_end = data.find(b"\r\n", start)
     length = (line_end if line_end >= 0 else len(data)) - start
     if length > MAX_REQUEST_LINE and b" " in data[start : start + 64]:
-        return RequestError(414, Fault.TARGET_TOO_LONG, "request target too long")
+        error = RequestError(414, Fault.TARGET_TOO_LONG, "request target too long")
+        return error.blame(data, data.index(b" ", start) + 1 + MAX_TARGET)
     if ANY_VERSION.match(data, start) is not None:
         version = data[line_end - 3 : line_end]
         if version not in (b"1.0", b"1.1"):
-            return RequestError(505, Fault.VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
-    return RequestError(400, Fault.REQUEST_LINE, "malformed request line")
+            error = RequestError(505, Fault.VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
+            return error.blame(data, blame.in_request_line(data, start))
+    error = RequestError(400, Fault.REQUEST_LINE, "malformed request line")
+    return error.blame(data, blame.in_request_line(data, start))

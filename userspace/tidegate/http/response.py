@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from tidegate.http import blame
 from tidegate.http.chunked import ChunkDecoder, encode_end
 from tidegate.http.errors import Fault, ResponseError
 from tidegate.http.fields import remove_fields
@@ -22,6 +23,7 @@ from tidegate.http.head import BLOCK, NEVER_IN_HEAD, RESPONSE_BLOCK, STATUS_LINE
 from tidegate.http.limits import (
     MAX_INTERIM,
     MAX_LENGTH_DIGITS,
+    MAX_RESPONSE_FIELD_LINES,
     MAX_RESPONSE_HEAD,
     MEMO_BLOCK,
     MEMO_ENTRIES,
@@ -44,6 +46,7 @@ _STATUS_LINE_START: Final = re.compile(
     + VALUE_CHAR
     + rb"*+)?\r?)?)?)?)?)?)?)?)?)?)?)?"
 )
+_STATUS_AT: Final = len(b"HTTP/1.1 ")
 _KNOWN_OPTIONS: Final = frozenset(
     b"close keep-alive upgrade te connection content-length transfer-encoding proxy-connection date".split()
 )
@@ -100,11 +103,17 @@ class ResponseMemo:
             return known
         line = STATUS_LINE.match(head)
         if line is None:
-            raise ResponseError(Fault.STATUS_LINE, "malformed status line")
+            error = ResponseError(Fault.STATUS_LINE, "malformed status line")
+            raise error.blame(head, blame.in_status_line(head))
         block = head[line.end() :]
-        response = read_response(line, block)
-        if not self._opinion.response_block(block):
-            raise ResponseError(Fault.SECOND_OPINION, "head refused by the second parser")
+        try:
+            response = read_response(line, block)
+            if not self._opinion.response_block(block):
+                error = ResponseError(Fault.SECOND_OPINION, "head refused by the second parser")
+                raise error.blame(block, blame.second_response(block))
+        except ResponseError as refusal:
+            refusal.within(head, line.end())
+            raise
         if len(head) <= MEMO_BLOCK and not response.secret:
             if len(self._known) >= MEMO_ENTRIES:
                 self._known.clear()
@@ -116,8 +125,9 @@ def read_response(line: re.Match[bytes], block: bytes) -> Response:
     """Validate and read the block behind a status line. Raises ResponseError."""
     if RESPONSE_BLOCK.fullmatch(block) is None:
         if BLOCK.fullmatch(block) is not None:
-            raise ResponseError(Fault.HEAD_TOO_LARGE, "too many header fields")
-        raise ResponseError(Fault.HEADER, "malformed header line")
+            error = ResponseError(Fault.HEAD_TOO_LARGE, "too many header fields")
+            raise error.blame(block, blame.in_line(block, MAX_RESPONSE_FIELD_LINES))
+        raise ResponseError(Fault.HEADER, "malformed header line").blame(block, blame.in_block(block))
     http10 = line[1] == b"0"
     response = Response(int(line[2]), line[3] or b"")
     kept = []
@@ -141,13 +151,17 @@ def read_response(line: re.Match[bytes], block: bytes) -> Response:
                 options += [option.strip(b" \t") for option in value.split(b",")]
         elif name == b"content-length":
             if response.content_length >= 0:
-                raise ResponseError(Fault.FRAMING, "more than one Content-Length")
+                error = ResponseError(Fault.FRAMING, "more than one Content-Length")
+                raise error.blame(block, found.start(2))
             if not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
-                raise ResponseError(Fault.FRAMING, "malformed Content-Length")
+                error = ResponseError(Fault.FRAMING, "malformed Content-Length")
+                raise error.blame(block, found.start(2) + blame.in_length(value))
             response.content_length = int(value)
         elif name == b"transfer-encoding":
             if coded or found[2].rstrip(b" ") != b"chunked":  # a tab behind it: see request fields
-                raise ResponseError(Fault.CODING, "a transfer coding other than chunked")
+                error = ResponseError(Fault.CODING, "a transfer coding other than chunked")
+                at = 0 if coded else blame.departs(found[2], 0, b"chunked")
+                raise error.blame(block, found.start(2) + at)
             coded = response.chunked = True
         elif name == b"upgrade":
             response.upgrade = block[found.start(2) : found.start(2) + len(value)]
@@ -157,7 +171,9 @@ def read_response(line: re.Match[bytes], block: bytes) -> Response:
     kept.append(block[last:-4])
     response.forward = b"".join(kept)
     if coded and (http10 or response.content_length >= 0):
-        raise ResponseError(Fault.FRAMING, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
+        error = ResponseError(Fault.FRAMING, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
+        names = (b"transfer-encoding",) if http10 else (b"content-length", b"transfer-encoding")
+        raise error.blame(block, blame.in_value_of(block, *names))
     response.keep_alive = b"close" not in options and (not http10 or kept_open or b"keep-alive" in options)
     if options:
         named = frozenset(options) - _KNOWN_OPTIONS
@@ -214,7 +230,8 @@ class ResponseParser(MessageReader):
         after 101, BODY, or COMPLETE when there is no body. Raises ResponseError.
         """
         if self.state != HEAD:
-            raise self._fail(ResponseError(Fault.UNASKED, "bytes from a backend that owes no response"))
+            error = ResponseError(Fault.UNASKED, "bytes from a backend that owes no response")
+            raise self._fail(error.blame(data, 0))
         if self.rest:
             data = self.rest + data
         end = data.find(b"\r\n\r\n", self._scanned)
@@ -227,7 +244,8 @@ class ResponseParser(MessageReader):
         response = self._last
         if response is None or head != self._last_head:
             if end > MAX_RESPONSE_HEAD:
-                raise self._fail(ResponseError(Fault.HEAD_TOO_LARGE, "response head too large"))
+                error = ResponseError(Fault.HEAD_TOO_LARGE, "response head too large")
+                raise self._fail(error.blame(data, MAX_RESPONSE_HEAD))
             try:
                 response = self._memo.read(head)
             except ResponseError as error:
@@ -264,15 +282,19 @@ class ResponseParser(MessageReader):
     def _interim_or_upgrade(self, response: Response) -> None:
         self.framing = NO_BODY
         if response.chunked or response.content_length > 0:
-            raise self._fail(ResponseError(Fault.FRAMING, "an interim response with content"))
+            error = ResponseError(Fault.FRAMING, "an interim response with content")
+            at = blame.in_value_of(self._last_head, b"content-length", b"transfer-encoding")
+            raise self._fail(error.blame(self._last_head, at))
         if response.status == 101:
             if not self._upgrade:
-                raise self._fail(ResponseError(Fault.UNASKED, "101 without a request to upgrade"))
+                error = ResponseError(Fault.UNASKED, "101 without a request to upgrade")
+                raise self._fail(error.blame(self._last_head, _STATUS_AT))
             self.state = TUNNEL
             return
         self._interim += 1
         if self._interim > MAX_INTERIM:
-            raise self._fail(ResponseError(Fault.INTERIM, "too many interim responses"))
+            error = ResponseError(Fault.INTERIM, "too many interim responses")
+            raise self._fail(error.blame(self._last_head, _STATUS_AT))
 
     def _complete(self, reusable: bool) -> None:
         self.state = COMPLETE
@@ -282,11 +304,15 @@ class ResponseParser(MessageReader):
         line_end = data.find(b"\r\n")
         line = STATUS_LINE.match(data) if line_end >= 0 else _STATUS_LINE_START.fullmatch(data)
         if data and line is None:
-            raise self._fail(ResponseError(Fault.STATUS_LINE, "malformed status line"))
-        if NEVER_IN_HEAD.search(data, self._scanned) is not None:
-            raise self._fail(ResponseError(Fault.HEADER, "a control byte, or a CR or LF on its own"))
+            error = ResponseError(Fault.STATUS_LINE, "malformed status line")
+            raise self._fail(error.blame(data, blame.in_status_line(data)))
+        never = NEVER_IN_HEAD.search(data, self._scanned)
+        if never is not None:
+            error = ResponseError(Fault.HEADER, "a control byte, or a CR or LF on its own")
+            raise self._fail(error.blame(data, never.start()))
         if len(data) >= MAX_RESPONSE_HEAD:
-            raise self._fail(ResponseError(Fault.HEAD_TOO_LARGE, "response head too large"))
+            error = ResponseError(Fault.HEAD_TOO_LARGE, "response head too large")
+            raise self._fail(error.blame(data, MAX_RESPONSE_HEAD - 1))
         self.rest = data
         self._scanned = max(len(data) - 3, 0)
 
@@ -323,7 +349,9 @@ class ResponseParser(MessageReader):
         if self.state in (COMPLETE, IDLE, TUNNEL):
             self.reusable = False
             return b""
-        raise self._fail(ResponseError(Fault.CUT, "the backend closed inside a response"))
+        raise self._fail(
+            ResponseError(Fault.CUT, "the backend closed inside a response").blame(self.rest, -1)
+        )
 
 
 def _body_error(_status: int, fault: Fault, message: str) -> ResponseError:

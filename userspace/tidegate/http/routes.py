@@ -16,6 +16,7 @@ from typing import Final
 from tidegate.config.model import FixedAnswer, Listener, Route
 from tidegate.errors import EXIT_USAGE, OperatorError
 from tidegate.http.edits import Edits, compile_edits
+from tidegate.http.errors import Fault, RequestError
 from tidegate.http.head import VALUE_CHAR, parse_authority
 from tidegate.http.headers import Rewrite
 from tidegate.http.paths import AMBIGUOUS, behind_prefix, decode_soft, readings
@@ -262,6 +263,17 @@ def _compile(route: Route, sticky: Mapping[str, str]) -> Action:
         raise RouteError("a route leads nowhere", "give it cluster, redirect, deny or answer")
     action.response_edits = compile_edits(route.response_headers)
     return action
+
+
+def ambiguous(request: Request) -> RequestError:
+    """Why AMBIGUOUS_PATH was found: the first thing in the path that can be read in several ways."""
+    target = request.raw_target
+    doubt = AMBIGUOUS.search(request.path)
+    at = max(target.find(request.path), 0) + (doubt.start() if doubt is not None else 0)
+    error = RequestError(
+        400, Fault.AMBIGUOUS_PATH, "the path can be read in ways that lead to different routes"
+    )
+    return error.blame(target, at, len(request.method) + 1)
 
 
 def location(action: Action, request: Request, local: bytes) -> bytes:

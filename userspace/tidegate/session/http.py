@@ -108,7 +108,7 @@ class HttpSession(ResponseSide):
             self._listen()
             return
         except ProxyError as error:
-            self._fault = error.fault
+            self._note(error, format_peer(self.peer))
             self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
             return
         except OSError:
@@ -227,6 +227,7 @@ class HttpSession(ResponseSide):
             self.ctx.words[LOG_DROPPED] += log.dropped
             log.dropped = 0
         self._bytes_in = 0
+        self._fault = ""  # that of a response is not the next request's
 
     # time
 

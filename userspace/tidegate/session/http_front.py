@@ -7,11 +7,11 @@ from typing import Final, TypedDict
 
 from tidegate.config.model import FixedAnswer
 from tidegate.http.answers import ALLOW, CLOSING
-from tidegate.http.errors import RequestError
+from tidegate.http.errors import PeerError, RequestError
 from tidegate.http.headers import forwards_left
 from tidegate.http.reader import BODY, COMPLETE
 from tidegate.http.request import Request
-from tidegate.http.routes import Action, Kind, location
+from tidegate.http.routes import Action, Kind, ambiguous, location
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.metrics.names import EndReason
 from tidegate.session import http_state as st
@@ -142,7 +142,7 @@ class FrontSide(HttpState):
             try:
                 request = parser.receive_head(data)
             except RequestError as error:
-                self._refuse(error, data)
+                self._refuse(error)
                 return
             if request is None:
                 if not self._partial:
@@ -180,7 +180,7 @@ class FrontSide(HttpState):
         try:
             payload = self._parser.receive_body(data)
         except RequestError as error:
-            self._refuse(error, data)
+            self._refuse(error)
             return
         if payload:
             self._to_back(payload)
@@ -238,6 +238,7 @@ class FrontSide(HttpState):
             answer = self.http.site.answers.fixed(action.answer, **self._manner())
             self._send_answer(answer, action.status)
         elif action.kind is Kind.AMBIGUOUS:
+            self._note(ambiguous(request))
             self._answer(action.status, EndReason.BAD_REQUEST)
         else:
             self._answer(action.status)
@@ -284,18 +285,17 @@ class FrontSide(HttpState):
         if self._state != CLOSED:
             self._response_over(reason)
 
-    def _refuse(self, error: RequestError, data: bytes = b"") -> None:
+    def _note(self, error: PeerError, client: str = "", side: str = "client") -> None:
+        """For the ring of refused messages; `client` where its PROXY header has not named it."""
+        self._fault = error.fault
+        client = client or self._peer.address.decode("ascii")
+        refusals.note(error, listener=self.ctx.listener.name, client=client, side=side)
+
+    def _refuse(self, error: RequestError) -> None:
         """The client broke the protocol: answer if that is still possible, then close."""
-        refusals.note(
-            listener=self.ctx.listener.name,
-            client=self._peer.address.decode("ascii"),
-            fault=error.fault,
-            message=error.message,
-            data=data,
-        )
+        self._note(error)
         self._must_linger = True
         self._reason = EndReason.BAD_REQUEST
-        self._fault = error.fault
         self._drop_back()
         if self._in_request and self._head_sent:
             self._cut(EndReason.BAD_REQUEST)

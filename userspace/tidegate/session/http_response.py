@@ -17,7 +17,6 @@ from tidegate.metrics.names import EndReason
 from tidegate.session.http_back import BackConnection
 from tidegate.session.http_exchange import BackSide
 from tidegate.session.http_state import CLOSED, CONNECTING, EXCHANGE
-from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
 
 BACK_RECV: Final = 64 * 1024
 
@@ -75,15 +74,7 @@ class ResponseSide(BackSide):
             else:
                 out = parser.end()
         except ResponseError as error:
-            self._fault = error.fault
-            refusals.note(
-                listener=self.ctx.listener.name,
-                client=self._peer.address.decode("ascii"),
-                fault=error.fault,
-                message=error.message,
-                data=data,
-                side="backend",
-            )
+            self._note(error, side="backend")
             self._response_failed(EndReason.BAD_RESPONSE if data else EndReason.BACKEND_CLOSED)
             return
         if out:

@@ -1,31 +1,29 @@
-"""The last messages that were refused, with the bytes around the offending one: for `tidegate ctl errors`.
+"""The last messages that were refused, with the bytes around the offending one: for `tidegate errors`.
 
 One ring per process, written by whoever parses; nothing is sent anywhere until somebody asks.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tidegate.http.errors import PeerError
+
 CAPACITY: Final = 64
 # Bytes kept before and after the offending one.
 AROUND: Final = 48
-# What no HTTP/1 head may hold (RFC 9112, 2.2 and 5): control bytes, a bare CR or LF, a folded line, a space
-# before the colon of a field.
-_SUSPECT: Final = re.compile(
-    rb"(?P<byte>[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n)"
-    rb"|(?<=\n)(?P<fold>[ \t])|(?<=\n)[^:\r\n]*?(?P<space>[ \t]):"
-)
-_OF_HEADS: Final = frozenset({"header", "request_line", "status_line"})
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused message. `position` counts from its first byte; -1 when no single byte is to blame."""
+    """One refused message.
+
+    Positions count from the first byte of the head, of the chunked body or of the PROXY header; `position`
+    is -1 when no single byte is to blame.
+    """
 
     at_s: float  # wall clock
     listener: str
@@ -39,6 +37,9 @@ class Refusal:
 
     def describe(self) -> dict[str, Any]:
         """JSON-able; bytes that do not print as \\xNN."""
+        index = self.position - self.excerpt_starts
+        byte = self.excerpt[index] if self.position >= 0 and 0 <= index < len(self.excerpt) else None
+        before = _printed(self.excerpt[:index]) if byte is not None else ""
         return {
             "time": round(self.at_s, 3),
             "listener": self.listener,
@@ -47,16 +48,11 @@ class Refusal:
             "fault": self.fault,
             "message": self.message,
             "position": self.position,
-            "byte": self.offending,
-            "excerpt": self.excerpt.decode("latin-1").encode("unicode_escape").decode("ascii"),
+            "byte": byte,
+            "excerpt": _printed(self.excerpt),
             "excerpt_starts": self.excerpt_starts,
+            "mark": None if byte is None else [len(before), len(before + _printed(bytes((byte,))))],
         }
-
-    @property
-    def offending(self) -> int | None:
-        """The value of the byte to blame."""
-        index = self.position - self.excerpt_starts
-        return self.excerpt[index] if self.position >= 0 and 0 <= index < len(self.excerpt) else None
 
 
 class Refusals:
@@ -66,28 +62,25 @@ class Refusals:
         self.total = 0
         self._ring: deque[Refusal] = deque(maxlen=capacity)
 
-    def note(
-        self,
-        *,
-        listener: str,
-        client: str,
-        fault: str,
-        message: str,
-        data: bytes | bytearray | memoryview = b"",
-        position: int = -1,
-        side: str = "client",
-    ) -> None:
-        """Keep one; of `data` (the message as far as it was read) only what is around `position`.
-
-        Where the parser does not name a position, the first byte that no head may hold is taken for it.
-        """
+    def note(self, error: PeerError, *, listener: str, client: str, side: str = "client") -> None:
+        """Keep one; of its bytes only those around the one to blame."""
         self.total += 1
-        if position < 0 and fault in _OF_HEADS:
-            position = first_suspect(data)
-        start = max(0, min(position, len(data)) - AROUND)
+        data, at, base = error.data, error.at, error.base
+        start = max(0, min(at, len(data)) - AROUND)
         excerpt = bytes(data[start : start + 2 * AROUND + 1])
+        position = base + at if at >= 0 else -1
         self._ring.append(
-            Refusal(time.time(), listener, client, side, fault, message, position, excerpt, start)
+            Refusal(
+                time.time(),
+                listener,
+                client,
+                side,
+                error.fault,
+                error.message,
+                position,
+                excerpt,
+                base + start,
+            )
         )
 
     def last(self, count: int) -> list[Refusal]:
@@ -95,13 +88,8 @@ class Refusals:
         return list(self._ring)[::-1][:count]
 
 
-def first_suspect(data: bytes | bytearray | memoryview) -> int:
-    """Position of the first byte of a message head that is out of place wherever it stands; -1 for none."""
-    head, _, _ = bytes(data).partition(b"\r\n\r\n")
-    found = _SUSPECT.search(head)
-    if found is None:
-        return -1
-    return max(found.start(name) for name in ("byte", "fold", "space"))
+def _printed(data: bytes) -> str:
+    return data.decode("latin-1").encode("unicode_escape").decode("ascii")
 
 
 RING: Final = Refusals()

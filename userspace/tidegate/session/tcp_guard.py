@@ -14,7 +14,8 @@ from tidegate.http.site import trust
 from tidegate.loop.reactor import EPOLLIN
 from tidegate.metrics.names import EndReason
 from tidegate.session.context import Context
-from tidegate.session.tcp import CLOSED, TcpSession
+from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
+from tidegate.session.tcp import CLOSED, TcpSession, format_peer
 
 # Both versions end well below it; what follows a header waits in the kernel or goes first.
 _RECV = 16 * 1024
@@ -89,7 +90,8 @@ class GuardedSession(TcpSession):
             header = reader.receive(data)
         except BlockingIOError:
             header = None
-        except ProxyError:
+        except ProxyError as error:
+            refusals.note(error, listener=self.ctx.listener.name, client=format_peer(self.peer))
             self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
             return
         except OSError:
