@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What runs for every request. A call from one compiled module to another is a call in C.
 HOT = {
     "http": "request fields head headers response answering reader chunked forwarded stamps routes errors "
-    "edits cookies paths limits",
+    "edits cookies paths limits proxyproto",
     "session": "http_state http_front http_exchange http_response http_back http_shared http",
     "loop": "timers reactor slab",
     "cluster": "backend balance policies pool ejection retry inflight sticky",

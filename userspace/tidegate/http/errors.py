@@ -68,8 +68,7 @@ class PeerError(Exception):
         """What was blamed stands `offset` bytes into `data`, if it was not blamed in `data` itself."""
         if self.data is not data:
             self.data = data
-            if self.at >= 0:
-                self.at += offset
+            self.at = self.at + offset if self.at >= 0 else -1
 
 
 class RequestError(PeerError):
