@@ -90,6 +90,11 @@ class EventKind(Documented):
     ANSWER_FILE_UNREADABLE = "answer_file_unreadable", "A file of `answers` cannot be read."
     METRICS_PROCESS_DIED = "metrics_process_died", "The process that serves metrics ended; `again` says when."
     METRICS_FAILED = "metrics_failed", "A fault of tidegate at a scrape; the traceback follows."
+    STATSD_NOT_SENT = (
+        "statsd_not_sent",
+        "Metrics did not reach the StatsD server; said every 5 minutes.",
+    )
+    STATSD_FAILED = "statsd_failed", "A fault of tidegate at a push; the traceback follows."
     METRICS_ANSWER = "metrics_answer", "A scrape was answered with an error."
 
     # the loop

@@ -9,6 +9,7 @@ import pytest
 
 from tidegate.metrics.names import METRICS, VALUE_DOCS
 from tidegate.metrics.reference import replace_tables
+from tidegate.metrics.statsd import name_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -46,6 +47,7 @@ def test_the_prose_names_only_what_is_listed(page: str) -> None:
     }
     assert named <= exposed
     prose = {metric.removeprefix("tidegate_") for metric in exposed}
+    prose |= {name_of(metric) for metric in METRICS}  # as StatsD has it
     assert set(re.findall(r"\b[a-z_]+_total\b", page.split("<!--", 1)[0])) <= prose
     values = {value.value for kind in VALUE_DOCS.values() for value in kind}
     assert "worker_died" in values  # the prose relies on it

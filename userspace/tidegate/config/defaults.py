@@ -18,6 +18,7 @@ from tidegate.config.model import (
     ProxyProtocol,
     QueueAgeSource,
     Splice,
+    StatsdLabels,
     Steer,
     WhenFull,
     WhenQueueFull,
@@ -67,6 +68,11 @@ DRAIN_TIMEOUT_NS: Final = 30 * S
 USER: Final = "auto"
 METRICS: Final = None
 """off"""
+STATSD: Final = None
+"""off"""
+STATSD_INTERVAL_NS: Final = 10 * S
+"""The flush interval of StatsD servers."""
+STATSD_LABELS: Final = StatsdLabels.NAME
 LOG: Final = Log()
 ZOMBIE_INTERVAL_NS: Final = 30 * S
 MAX_SESSION_AGE_NS: Final = None

@@ -32,6 +32,11 @@ class Steer(StrEnum):
     CPU = "cpu"
 
 
+class StatsdLabels(StrEnum):
+    NAME = "name"
+    TAGS = "tags"
+
+
 class Policy(StrEnum):
     DEADLINE = "deadline"
     CODEL = "codel"
@@ -293,6 +298,9 @@ class Config:
     drain_timeout_ns: int
     user: str  # "auto" | "" (keep the caller) | a name
     metrics: Address | None  # None: "off"
+    statsd: Address | None  # None: "off"
+    statsd_interval_ns: int
+    statsd_labels: StatsdLabels
     log: Log
     zombie_interval_ns: int
     max_session_age_ns: int | None  # None: "off"

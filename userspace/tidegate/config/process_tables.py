@@ -26,7 +26,7 @@ from tidegate.config.kinds import (
     name_error,
     text_of,
 )
-from tidegate.config.model import Config, Log, QueueAgeSource, Steer
+from tidegate.config.model import Config, Log, QueueAgeSource, StatsdLabels, Steer
 from tidegate.config.schema import Key, Kind, Reload, Section, Spot, Table
 
 LOG: Final = Table(
@@ -151,6 +151,28 @@ PROCESS: Final = Table(
             SocketAddress(off=True),
             defaults.METRICS,
             "Where Prometheus finds the metrics.",
+            reload=Reload.RESTART,
+        ),
+        Key(
+            "statsd",
+            SocketAddress(off=True),
+            defaults.STATSD,
+            "A StatsD server, UDP, that the metrics are pushed to.",
+            reload=Reload.RESTART,
+        ),
+        Key(
+            "statsd_interval",
+            Duration(),
+            defaults.STATSD_INTERVAL_NS,
+            "Time between two pushes.",
+            reload=Reload.RESTART,
+            field="statsd_interval_ns",
+        ),
+        Key(
+            "statsd_labels",
+            Choice.of(StatsdLabels),
+            defaults.STATSD_LABELS,
+            "How labels are sent: as parts of the `name`, or as `tags` in DogStatsD's form.",
             reload=Reload.RESTART,
         ),
         Key("log", Sub(LOG, lambda s: Log(**s.attributes()), '{ level = "info" }'), defaults.LOG, "Logging."),

@@ -1,8 +1,8 @@
-"""The metrics endpoint: a process of its own that reads the shared counters and answers Prometheus.
+"""The metrics process: it reads the shared counters, answers Prometheus and pushes to StatsD.
 
 It reads the counters through a mapping that it cannot write, runs without privileges, and can be slow, stuck
-or killed without anybody noticing but the scraper. The listening socket stays the supervisor's and goes along
-with an upgrade, so a scrape waits rather than fails while the process is replaced.
+or killed without anybody noticing but who reads them. The listening socket stays the supervisor's and goes
+along with an upgrade, so a scrape waits rather than fails while the process is replaced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import mmap
 import os
+import select
 import signal
 import socket
 import time
@@ -23,11 +24,13 @@ from tidegate import logs
 from tidegate.config.model import Address
 from tidegate.errors import OperatorError
 from tidegate.loop.reactor import EPOLLIN, Reactor
+from tidegate.loop.signals import Signals
 from tidegate.loop.timers import Timer
 from tidegate.metrics.prometheus import CONTENT_TYPE, render
 from tidegate.metrics.segment import RowSnapshot, Segment
 from tidegate.metrics.totals import totals
 from tidegate.supervisor.exporter_http import MetricsServer
+from tidegate.supervisor.exporter_statsd import Pusher, StatsD
 from tidegate.supervisor.process import become, die_with, fork
 from tidegate.supervisor.restarts import RestartPolicy
 
@@ -39,6 +42,8 @@ _log = logging.getLogger("tidegate.metrics")
 BACKLOG: Final = 128
 # How long a scrape under way may go on when the process is told to end.
 STOP_LIMIT_NS: Final = 1_000_000_000
+# How long the end of tidegate waits for the last push.
+LAST_PUSH_MS: Final = 500
 
 
 class Gate:
@@ -85,10 +90,13 @@ class Exporter:
         segment: Segment,
         user: Identity | None,
         close_inherited: Callable[[], None],
+        statsd: StatsD | None,
     ) -> None:
         """`close_inherited` runs first in the new process: what it must not hold."""
         self.gate = Gate()
         self.sock: socket.socket | None = None
+        self.statsd = statsd
+        self.fresh = True  # nothing that is counted was pushed yet
         self.predecessor: Segment | None = None  # whose counters are shown besides, until they are moved
         self.pid = 0
         self._reactor = reactor
@@ -131,10 +139,15 @@ class Exporter:
         self.sock = sock
 
     def start(self) -> None:
-        """From now on a process answers; without a socket nothing happens. Harmless when it runs."""
-        if self.sock is not None and not self._wanted:
+        """From now on a process answers and pushes, if either is wanted. Harmless when it runs."""
+        if self.wanted and not self._wanted:
             self._wanted = True
             self._fork()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody is to read the counters."""
+        return self.sock is not None or self.statsd is not None
 
     def stop(self, stopped: Callable[[], None]) -> None:
         """Let it finish the scrape under way and end, then call `stopped`; at once when none runs."""
@@ -156,6 +169,12 @@ class Exporter:
             self._reap()
 
     def close(self) -> None:
+        if self.pid and self.statsd is not None:
+            self._wanted = False
+            self._signal(signal.SIGTERM)
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(LAST_PUSH_MS)
         self.end()
         if self.sock is not None:
             self.sock.close()
@@ -174,6 +193,7 @@ class Exporter:
         self._started_ns = time.monotonic_ns()
         parent = os.getpid()
         self.pid = fork(lambda: self._body(parent))
+        self.fresh = False
         self._pidfd = os.pidfd_open(self.pid)
         self._reactor.add(self._pidfd, EPOLLIN, lambda mask: self._on_end())
 
@@ -216,14 +236,18 @@ class Exporter:
     def _body(self, parent: int) -> None:
         """The process."""
         setproctitle.setproctitle("tidegate: metrics")
-        sock, gate = self.sock, self.gate
-        assert sock is not None
+        gate, statsd, fresh = self.gate, self.statsd, self.fresh
         # its listening socket and the counters, read-only, are all it keeps
         ours = _read_only(self._segment)
         predecessor = _read_only(self.predecessor) if self.predecessor is not None else None
-        kept, self.sock = sock, None
+        sock, self.sock = self.sock, None
         self._close_inherited()
-        _close_all_but({0, 1, 2, kept.fileno(), ours.fd, *([predecessor.fd] if predecessor else [])})
+        kept = {0, 1, 2, ours.fd}
+        if sock is not None:
+            kept.add(sock.fileno())
+        if predecessor is not None:
+            kept.add(predecessor.fd)
+        _close_all_but(kept)
         with contextlib.suppress(OSError):
             os.nice(5)
         become(self._user)
@@ -231,10 +255,26 @@ class Exporter:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         reactor = Reactor()
-        server = MetricsServer(
-            reactor, kept, CONTENT_TYPE, lambda: render(totals(gate.read(ours, predecessor))).encode()
-        )
-        server.run_until_told()
+        server = pusher = None
+        if sock is not None:
+            server = MetricsServer(
+                reactor, sock, CONTENT_TYPE, lambda: render(totals(gate.read(ours, predecessor))).encode()
+            )
+        if statsd is not None:
+            pusher = Pusher(reactor, statsd, lambda: gate.read(ours, predecessor), fresh)
+
+        def stop() -> None:
+            if pusher is not None:
+                pusher.push()
+            if server is not None:
+                server.stop()
+            else:
+                reactor.stop()
+
+        signals = Signals(reactor, {signal.SIGTERM: stop})
+        reactor.run()
+        signals.close()
+        reactor.close()
 
 
 def _close_all_but(kept: set[int]) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import errno
 import gzip
 import logging
-import signal
 import socket
 from collections.abc import Callable
 from typing import Final
 
 from tidegate import logs
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Reactor
-from tidegate.loop.signals import Signals
 from tidegate.loop.timers import Timer
 
 PATH: Final = b"/metrics"
@@ -42,15 +40,8 @@ class MetricsServer:
         self._stopping = False
         reactor.add(sock.fileno(), EPOLLIN, self._on_readable)
 
-    def run_until_told(self) -> None:
-        """Until SIGTERM: then what is under way is finished."""
-        signals = Signals(self.reactor, {signal.SIGTERM: self.stop})
-        self.reactor.run()
-        signals.close()
-        self.reactor.close()
-
     def stop(self) -> None:
-        """Take nobody new; whoever is connected gets an answer."""
+        """Take nobody new; the loop ends when whoever is connected has an answer."""
         self._stopping = True
         self.reactor.remove(self._sock.fileno())
         self._check_end()

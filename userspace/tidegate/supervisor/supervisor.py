@@ -37,6 +37,7 @@ from tidegate.supervisor import splice, worker
 from tidegate.supervisor.activation import given_sockets
 from tidegate.supervisor.channel import Channel
 from tidegate.supervisor.exporter import Exporter
+from tidegate.supervisor.exporter_statsd import StatsD
 from tidegate.supervisor.groups import ListenerGroups
 from tidegate.supervisor.notify import Notifier
 from tidegate.supervisor.process import raise_nofile
@@ -99,7 +100,9 @@ class Supervisor:
         self.changes = RuntimeChanges(self)
         self.events = EventHub(lambda level: self.workers.broadcast({"type": "events", "level": level}))
         self.verbs = Verbs(self)
-        self.exporter = Exporter(self.reactor, self.segment, self.user, self._close_in_exporter)
+        self.exporter = Exporter(
+            self.reactor, self.segment, self.user, self._close_in_exporter, StatsD.of(config)
+        )
         self.control: ControlServer | None = None
         self._watch_timer = Timer(self._on_watch)
         self._watched_ns = self.started_ns
@@ -377,7 +380,7 @@ class Supervisor:
                 one.killed_hung = True
                 self.workers.kill(one)
         self.segment.row(RowKey(Scope.PROCESS, SUPERVISOR)).words[WORKERS_GAUGE] = active
-        if self.exporter.sock is not None:
+        if self.exporter.wanted:
             self.mirror_verdicts()
         interval = WATCH_NS
         if self.notifier.watchdog_ns:

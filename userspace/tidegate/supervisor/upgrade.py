@@ -301,6 +301,7 @@ class Handover:
         for group in supervisor.groups.open(new, supervisor.config, {}):
             supervisor.groups.activate(group, supervisor.config)
         supervisor.predecessor = supervisor.exporter.predecessor = self._segment
+        supervisor.exporter.fresh = self._segment is None
         supervisor.exporter.open(supervisor.config.metrics, self._metrics)
         supervisor.reactor.add(self._channel.fileno(), EPOLLIN, lambda mask: self._on_message(supervisor))
 
