@@ -133,4 +133,36 @@ struct splice_flow {
 	__u64 kernel_pad[3];
 };
 
+/* the rest is of `tidegate trace`, whose maps live as long as that command */
+
+/* what it saw of accept(), one on each CPU */
+struct trace_accepts {
+	__u64 sum_ns;
+	__u64 max_ns;
+	__u64 half_closed; /* accepted after the client's FIN */
+	__u64 gone;	   /* accepted after its reset */
+	__u64 asked_again; /* calls of getpeername() or the like: not accepts */
+	__u64 pad[3];
+	__u64 buckets[AGE_BUCKETS];
+};
+
+/* one running trace: a map of one entry, by whose name others find it */
+struct trace_state {
+	__u64 cgroup_id; /* the traced one */
+	__u64 since_ns;	 /* older connections are none of its business */
+	__u32 reader_id; /* the program trace_read.c, for others to run */
+	__u32 check_all; /* look at every call, not only at those that may be no accept */
+};
+
+/* one unaccepted connection whose time is asked of trace_read.c */
+#define MAX_QUEUED_ASKS 64 /* in one run: a page holds no more */
+struct queued_ask {
+	__u32 family;	      /* of the socket: AF_INET, AF_INET6 */
+	__u16 peer_port;      /* network order, as the addresses */
+	__u16 local_port;
+	__u32 peer_host[4];   /* IPv4: the first word */
+	__u32 local_host[4];
+	__u64 established_us; /* the answer: CLOCK_MONOTONIC, 0: not known */
+};
+
 #endif

@@ -38,6 +38,8 @@ Examples:
   tidegate ages --busy --watch      what waits now, again every second
   tidegate ages 8080 --connections  each waiting connection of one
   tidegate ages --all-netns --json  containers as well, for a program
+  tidegate ages --attach /sys/fs/cgroup/system.slice/nginx.service
+                                    to the microsecond, for nginx
 """
 )
 @click.argument("listener", nargs=-1)
@@ -54,7 +56,7 @@ Examples:
               help="Look again every so many seconds (1) until interrupted; name listeners before it.",
               )  # fmt: skip
 @click.option("--attach", type=click.Path(path_type=Path), metavar="CGROUP",
-              help="Stamp new connections of this cgroup meanwhile, as `tidegate trace` does (root).",
+              help="Read exact ages for this cgroup from the sockets themselves (root).",
               )  # fmt: skip
 @click.option("--netns", multiple=True, metavar="NAME",
               help="In this network namespace: a name, a path, or pid:NUMBER. May be repeated.")  # fmt: skip
@@ -79,8 +81,9 @@ def command(
     of their clients are gone, and the ages of those that wait now. LISTENER selects by port, address, process
     name or number, or a tidegate listener's name.
 
-    Ages come from tidegate's stamps, from those of `tidegate trace`, or from the kernel's tcp_info; the last
-    column says which. Works with every server, and while its workers hang.
+    Ages come from tidegate's stamps, from the sockets themselves (`attached`: while a `tidegate trace` of
+    their cgroup runs, or with --attach), or from the kernel's tcp_info, in ticks; the last column says which.
+    Works with every server, and while its workers hang.
     """
     selection = Selection(listener, busy, _parse_age(min_age), sort, limit if connections else 0)
     with ExitStack() as stack:
@@ -104,13 +107,9 @@ def command(
 
 
 def _attach(cgroup: Path) -> AbstractContextManager[object]:
-    from tidegate.kernel import tracing  # what needs a compiler is not loaded for those who only look
+    from tidegate.kernel.queue_times import QueueTimes  # what needs a compiler is not loaded for others
 
-    if tracing.is_root(cgroup):
-        raise click.BadParameter(
-            "that is the root cgroup; see tidegate trace --root-cgroup", param_hint="--attach"
-        )
-    return tracing.Tracer(cgroup)
+    return QueueTimes(cgroup)
 
 
 def _where(names: Sequence[str], everywhere: bool) -> list[namespaces.Namespace]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +71,16 @@ def open_diag(namespace: Namespace) -> sock_diag.SockDiag:
     Raises:
         NamespaceError: it may not be entered (this takes CAP_SYS_ADMIN), or it is gone.
     """
+    with inside(namespace):
+        return sock_diag.SockDiag(sock_diag.open_socket())
+
+
+@contextmanager
+def inside(namespace: Namespace) -> Iterator[None]:
+    """This thread is in the namespace while the block lasts. Raises NamespaceError as `open_diag` does."""
     if namespace == OWN:
-        return sock_diag.SockDiag()
+        yield
+        return
     own = os.open(OWN.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
@@ -80,12 +89,22 @@ def open_diag(namespace: Namespace) -> sock_diag.SockDiag:
             fix = "run it as root" if isinstance(error, PermissionError) else ""
             raise NamespaceError(f"network namespace {namespace.name}: {error.strerror}", fix) from None
         try:
-            sock: socket.socket = sock_diag.open_socket()
+            yield
         finally:
             _setns(own)
     finally:
         os.close(own)
-    return sock_diag.SockDiag(sock)
+
+
+def passive_opens(namespace: Namespace) -> int | None:
+    """TCP connections that came in and were established there, ever; None when that cannot be read."""
+    try:
+        with inside(namespace):
+            text = Path("/proc/thread-self/net/snmp").read_text()
+        names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
+        return int(values[names.index("PassiveOpens")])
+    except (OSError, NamespaceError, ValueError):
+        return None
 
 
 def _enter(path: str) -> None:

@@ -24,7 +24,7 @@ class Source(StrEnum):
     """Where an age comes from, the most exact first."""
 
     STAMP = "stamp"  # tidegate's own program
-    ATTACHED = "attached"  # the program that `tidegate trace` attached
+    ATTACHED = "attached"  # the socket itself, asked by the program of a `tidegate trace` that runs
     TCP_INFO = "tcp_info"  # the kernel's own book-keeping, in ticks
 
 
@@ -185,6 +185,8 @@ def collect(
 def waiter(entry: QueuedSocket, stamp_maps: Mapping[int, Source]) -> Waiter:
     """Its age by the best source that the answer has."""
     age_ns, source = entry.info_age_ns or 0, Source.TCP_INFO
+    if entry.established_ns:
+        age_ns, source = max(0, entry.seen_ns - entry.established_ns), Source.ATTACHED
     for map_id, value in entry.storages.items():
         found = stamp_maps.get(map_id)
         if found is None or len(value) < _STAMP_SIZE:

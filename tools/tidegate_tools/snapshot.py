@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tidegate.kernel import bpf
-from tidegate.kernel.sock_diag import Queues, SockDiag
+from tidegate.kernel.queue_times import Asker, Running
+from tidegate.kernel.sock_diag import QueuedSocket, Queues, SockDiag
 from tidegate_tools import namespaces
 from tidegate_tools.queues import Queue, QueueTable, Source, collect, settle
 
-# the maps' names in the kernel
-STAMP_MAP = "tg_stamps"  # tidegate's (kernel/maps.py)
-TRACE_MAP = "tg_trace_stamps"  # that of `tidegate trace`
+STAMP_MAP = "tg_stamps"  # the name in the kernel of tidegate's own (kernel/maps.py)
 _STAMP_MAP_SIZE = 24
 
 
@@ -33,15 +32,16 @@ class Reader:
     """Keeps its sockets, and what it learnt of BPF maps, from one look to the next."""
 
     where: Sequence[namespaces.Namespace] = (namespaces.OWN,)
-    _diags: list[tuple[str, SockDiag]] = field(default_factory=list)
+    _diags: list[tuple[namespaces.Namespace, SockDiag]] = field(default_factory=list)
     _maps: dict[int, Source | None] = field(default_factory=dict)
     _storages: bool = True
+    _running: Running = field(default_factory=Running)
     _notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for namespace in self.where:
             try:
-                self._diags.append((namespace.name, namespaces.open_diag(namespace)))
+                self._diags.append((namespace, namespaces.open_diag(namespace)))
             except namespaces.NamespaceError as error:
                 if len(self.where) == 1:
                     raise
@@ -51,6 +51,7 @@ class Reader:
         for _, diag in self._diags:
             diag.close()
         self._diags.clear()
+        self._running.close()
 
     def read(self) -> Snapshot:
         """The queues now. OSError when the kernel refuses sock_diag as a whole."""
@@ -61,11 +62,19 @@ class Reader:
         now = time.monotonic_ns()
         return Snapshot(queues, now, now - start, list(self._notes))
 
+    def passive_opens(self) -> dict[str, int]:
+        """What the kernel counted of connections that came in, by network namespace, where it says."""
+        counts = {namespace.name: namespaces.passive_opens(namespace) for namespace, _ in self._diags}
+        return {name: count for name, count in counts.items() if count is not None}
+
     def _look(self) -> list[Queue]:
         found: list[Queue] = []
-        for name, diag in self._diags:
-            table = QueueTable(diag.listeners(), name)
+        askers = self._running.askers()
+        for namespace, diag in self._diags:
+            table = QueueTable(diag.listeners(), namespace.name)
             queued = self._queued(diag)
+            for asker in askers:
+                self._ask(asker, namespace, queued.waiting)
             for entry in queued.waiting:
                 for map_id in entry.storages:
                     if map_id not in self._maps:
@@ -74,6 +83,19 @@ class Reader:
             collect(table, queued.waiting, queued.half_open, diag.listeners(), stamps)
             found += table.queues()
         return found
+
+    def _ask(self, asker: Asker, namespace: namespaces.Namespace, waiting: list[QueuedSocket]) -> None:
+        """Exact times for what a trace is about."""
+        wanted = [one for one in waiting if not one.established_ns and asker.concerns(one)]
+        if not wanted:
+            return
+        try:
+            with namespaces.inside(namespace):
+                times = asker.ask(wanted)
+        except (OSError, namespaces.NamespaceError):
+            return  # it ended meanwhile, or the namespace did
+        for one, established_ns in zip(wanted, times, strict=True):
+            one.established_ns = established_ns
 
     def _queued(self, diag: SockDiag) -> Queues:
         if self._storages:
@@ -100,6 +122,4 @@ def _source_of(map_id: int) -> Source | None:
         os.close(fd)
     if info.type != bpf.MapType.SK_STORAGE or info.value_size != _STAMP_MAP_SIZE:
         return None
-    if info.name == TRACE_MAP:
-        return Source.ATTACHED
     return Source.STAMP if info.name == STAMP_MAP else None

@@ -12,12 +12,15 @@ import click
 
 from tidegate.errors import EXIT_USAGE, OperatorError
 from tidegate.kernel import bpf, tracing
+from tidegate.kernel.tracing import Accepts, Counts
 from tidegate_tools import client, namespaces, trace_view
+from tidegate_tools.arrivals import Arrivals, Look
 from tidegate_tools.queues import Queue
 from tidegate_tools.snapshot import Reader
 from tidegate_tools.trace_view import Sample
 
 _HEADER_EVERY = 20
+_EAGER_S = 0.005
 
 
 class WhereError(OperatorError):
@@ -55,10 +58,11 @@ def command(
 ) -> None:
     """Watch the accept queue of any service, without touching it.
 
-    Attaches two small BPF programs to the service's cgroup: one stamps each connection when its handshake
-    ends, one sees accept() itself. Shows for each interval the connections established, accepted, and found
-    reset at accept; how many wait at its end, and the ages at accept. On exit totals and a histogram; the
-    programs are gone then, however the command ended. Meanwhile `tidegate ages` uses the stamps, too.
+    Attaches a small BPF program to the service's cgroup that sees accept() itself and times it, and, until it
+    is known that the service accepts in a way that this sees, one that counts what is established. Shows for
+    each interval the connections established, accepted, and found reset at accept; how many wait at its end,
+    and the ages at accept. On exit totals and a histogram; the programs are gone then, however the command
+    ended. Meanwhile `tidegate ages` shows exact ages for the service, too.
 
     Who waits is sampled once per interval: a queue that fills and drains between two looks shows in the ages
     at accept, not under WAITING. Needs root.
@@ -87,6 +91,9 @@ class _Watch:
         self._reader = reader
         self._as_json = as_json
         self._high_water_ns = 0
+        self._arrivals: Arrivals | None = None
+        self._netns: set[str] = set()  # where the service was seen to listen
+        self._opens = reader.passive_opens()
         self._first = self._last = self._look()
 
     def run(self, interval_s: float, duration_s: float | None) -> None:
@@ -96,7 +103,7 @@ class _Watch:
             # from the start, not from the last look: intervals do not drift
             wake = start + (shown + 1) * interval_s
             end = start + duration_s if duration_s is not None else wake
-            time.sleep(max(0.0, min(wake, end) - time.monotonic()))
+            self._sleep_until(min(wake, end))
             sample = self._look()
             self._show(sample, shown)
             self._last = sample
@@ -113,12 +120,53 @@ class _Watch:
         else:
             click.echo("\n" + trace_view.summary_text(summary))
 
+    def _sleep_until(self, wake: float) -> None:
+        """Meanwhile lets the costlier program go as soon as that can be known."""
+        arrivals, tracer = self._arrivals, self._tracer
+        assert arrivals is not None
+        while (left := wake - time.monotonic()) > 0:
+            if arrivals.counting:
+                taken = tracer.accepted()[0].taken
+                if arrivals.settle(taken, tracer.arrived()):
+                    self._apply(tracer.accepted()[0])
+            time.sleep(min(left, _EAGER_S) if arrivals.counting else left)
+
+    def _apply(self, accepts: Accepts) -> None:
+        """Attaches what is needed now, and no more."""
+        assert self._arrivals is not None
+        self._tracer.counts_arrivals = self._arrivals.counting
+        self._tracer.check_all(self._arrivals.counting or accepts.asked_again > 0)
+
     def _look(self) -> Sample:
+        tracer = self._tracer
+        opens = self._reader.passive_opens()
+        counted, (before, _) = tracer.arrived(), tracer.accepted()
         snapshot = self._reader.read()
         queues = self._traced(snapshot.queues)
-        sample = trace_view.look(snapshot.taken_ns, self._tracer.counts(), self._tracer.ages(), queues)
-        self._high_water_ns = max(self._high_water_ns, sample.oldest_ns or 0)
-        return sample
+        waiting = sum(queue.waiting for queue in queues)
+        (accepts, ages), counted_after = tracer.accepted(), tracer.arrived()
+        now = snapshot.taken_ns
+        self._netns |= {queue.netns for queue in queues}
+        opened = sum(
+            opens[name] - self._opens[name] for name in self._netns & opens.keys() & self._opens.keys()
+        )
+        look = Look(now, opened, counted, before.taken, waiting, accepts.taken, counted_after)
+        if self._arrivals is None:
+            self._arrivals = Arrivals(look)
+        else:
+            self._arrivals.look(look)
+        self._apply(accepts)
+        oldest_ns = trace_view.oldest_ns(queues)
+        self._high_water_ns = max(self._high_water_ns, oldest_ns or 0)
+        return Sample(
+            at_ns=now,
+            counts=Counts(self._arrivals.arrived, accepts.taken, accepts.half_closed, accepts.gone),
+            ages=ages,
+            waiting=waiting,
+            untimed=self._arrivals.untimed,
+            waiting_gone=sum(queue.gone for queue in queues),
+            oldest_ns=oldest_ns,
+        )
 
     def _traced(self, queues: list[Queue]) -> list[Queue]:
         """Those whose listener was opened in the cgroup or below it: that decides what the programs see."""

@@ -12,7 +12,7 @@ from typing import Any
 from tidegate.kernel.tracing import Ages, Cost, Counts
 from tidegate_tools import table
 from tidegate_tools.histogram import bars, bucket_percentile
-from tidegate_tools.queues import Queue, Source
+from tidegate_tools.queues import Queue
 from tidegate_tools.table import Column
 
 SCHEMA = 1
@@ -28,13 +28,13 @@ _WIDTHS = (8, 8, 8, 6, 8, 6, 6, 6, 6)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look: what the programs counted so far, and who waits now."""
+    """One look: what was counted so far, and who waits now."""
 
     at_ns: int  # CLOCK_MONOTONIC
     counts: Counts
     ages: Ages
     waiting: int
-    waiting_stamped: int
+    untimed: int
     waiting_gone: int
     oldest_ns: int | None
 
@@ -55,18 +55,9 @@ class Interval:
     max_ns: int | None
 
 
-def look(at_ns: int, counts: Counts, ages: Ages, queues: Sequence[Queue]) -> Sample:
-    """A sample of the traced queues."""
-    stamped = sum(waiter.source is Source.ATTACHED for queue in queues for waiter in queue.waiters)
-    return Sample(
-        at_ns=at_ns,
-        counts=counts,
-        ages=ages,
-        waiting=sum(queue.waiting for queue in queues),
-        waiting_stamped=stamped,
-        waiting_gone=sum(queue.gone for queue in queues),
-        oldest_ns=max((queue.oldest_ns or 0 for queue in queues if queue.waiters), default=None),
-    )
+def oldest_ns(queues: Sequence[Queue]) -> int | None:
+    """The greatest age among those that wait; None when nobody does."""
+    return max((queue.oldest_ns or 0 for queue in queues if queue.waiters), default=None)
 
 
 def between(first: Sample, second: Sample) -> Interval:
@@ -141,8 +132,7 @@ def summarize(
         half_closed=counts.half_closed,
         waiting=last.waiting,
         waiting_gone=last.waiting_gone,
-        # the reset ones among the waiting are not listed and may or may not be stamped
-        untimed=max(0, counts.arrived - counts.taken - last.waiting_stamped - last.waiting_gone),
+        untimed=last.untimed,
         high_water_ns=max(high_water_ns, last.ages.max_ns),
         ages=last.ages,
         cost=cost,

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from harness.peers import HAProxy, Nginx
 from harness.processes import Child, python, python_env, stopped
+from harness.traces import network_namespace
 from harness.waiting import wait_until
 
 from tidegate.kernel.sock_diag import info_resolution_ns
@@ -230,17 +231,6 @@ def test_5000_connections_over_200_listeners_in_a_second() -> None:
         assert min(took) < 1.0
     finally:
         child.communicate("")
-
-
-@contextmanager
-def network_namespace() -> Iterator[str]:
-    name = f"tg{os.getpid()}{time.monotonic_ns() % 10**6}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 _IN_NAMESPACE = """

@@ -50,6 +50,9 @@ class MapNumber(IntEnum):
     SPLICE_INDEX = 9
     SPLICE_FLOWS = 10
     SPLICE_SOURCES = 11  # not named by the program, but the map it is attached to
+    TRACE_ARRIVED = 12
+    TRACE_ACCEPTS = 13
+    TRACE_STATE = 14
 
 
 @dataclass(frozen=True, slots=True)

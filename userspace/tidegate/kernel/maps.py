@@ -17,10 +17,14 @@ from tidegate.kernel.records import (
     SpliceFlow,
     Stamp,
     SteerGroup,
+    TraceAccepts,
+    TraceState,
 )
 
 # migrated connections wait in a backlog: this many may do so at once before the oldest are forgotten
 MAX_MOVED = 65536
+# by it others find the traces that run
+TRACE_STATE_NAME = "tg_trace_state"
 # directions that one worker may splice at once, 128 bytes each; two make a session
 MAX_SPLICE_FLOWS = 8192
 
@@ -61,6 +65,12 @@ def create(number: MapNumber) -> int:
             return bpf.map_create(MapType.HASH, 8, 4, MAX_SPLICE_FLOWS, "tg_splice_index")
         case MapNumber.SPLICE_FLOWS:
             return _records(MapType.ARRAY, SpliceFlow, MAX_SPLICE_FLOWS, "tg_splice_flows", bpf.F_MMAPABLE)
+        case MapNumber.TRACE_ARRIVED:
+            return bpf.map_create(MapType.PERCPU_ARRAY, 4, 8, 1, "tg_trace_new")
+        case MapNumber.TRACE_ACCEPTS:
+            return _records(MapType.PERCPU_ARRAY, TraceAccepts, 1, "tg_trace_accept", 0)
+        case MapNumber.TRACE_STATE:
+            return _records(MapType.ARRAY, TraceState, 1, TRACE_STATE_NAME, 0)
 
 
 # one of each per instance; a steered listener adds a GROUP and a SOCKS of its own

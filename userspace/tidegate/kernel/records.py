@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from ctypes import c_uint32, c_uint64
+from ctypes import c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
 RECORDS_VERSION = 1
@@ -23,6 +23,7 @@ MAX_WORKERS = 64
 AGE_BUCKETS = 40
 NO_SLOT = 0xFFFFFFFF
 NO_BUDGET = 0xFFFFFFFF_FFFFFFFF
+MAX_QUEUED_ASKS = 64
 
 
 class StampFlag(IntFlag):
@@ -147,6 +148,41 @@ class SpliceFlow(ctypes.Structure):
     ]
 
 
+class TraceAccepts(ctypes.Structure):
+    _c_name_ = "trace_accepts"
+    _fields_ = [
+        ("sum_ns", c_uint64),
+        ("max_ns", c_uint64),
+        ("half_closed", c_uint64),
+        ("gone", c_uint64),
+        ("asked_again", c_uint64),
+        ("pad", c_uint64 * 3),
+        ("buckets", c_uint64 * AGE_BUCKETS),
+    ]
+
+
+class TraceState(ctypes.Structure):
+    _c_name_ = "trace_state"
+    _fields_ = [
+        ("cgroup_id", c_uint64),
+        ("since_ns", c_uint64),
+        ("reader_id", c_uint32),
+        ("check_all", c_uint32),
+    ]
+
+
+class QueuedAsk(ctypes.Structure):
+    _c_name_ = "queued_ask"
+    _fields_ = [
+        ("family", c_uint32),
+        ("peer_port", c_uint16),
+        ("local_port", c_uint16),
+        ("peer_host", c_uint32 * 4),
+        ("local_host", c_uint32 * 4),
+        ("established_us", c_uint64),
+    ]
+
+
 SHARED: tuple[type[ctypes.Structure], ...] = (
     Stamp,
     QueueAgeAnswer,
@@ -154,6 +190,9 @@ SHARED: tuple[type[ctypes.Structure], ...] = (
     AgeHistogram,
     SteerGroup,
     SpliceFlow,
+    TraceAccepts,
+    TraceState,
+    QueuedAsk,
 )
 
 CONSTANTS: dict[str, int] = {
@@ -174,6 +213,7 @@ CONSTANTS: dict[str, int] = {
     "AGE_BUCKETS": AGE_BUCKETS,
     "NO_SLOT": NO_SLOT,
     "NO_BUDGET": NO_BUDGET,
+    "MAX_QUEUED_ASKS": MAX_QUEUED_ASKS,
     "STEER_P2C": SteerPolicy.P2C,
     "STEER_LEAST_QUEUE": SteerPolicy.LEAST_QUEUE,
     "STEER_HASH": SteerPolicy.HASH,

@@ -106,6 +106,8 @@ class QueuedSocket:
     seen_ns: int  # CLOCK_MONOTONIC when the kernel's answer arrived
     info_age_ns: int | None = None  # by TCP_INFO; None when not asked for
     storages: dict[int, bytes] = field(default_factory=dict)  # BPF map id -> the value
+    cgroup_id: int = 0  # 0: the kernel does not say
+    established_ns: int = 0  # read from the socket itself (kernel/queue_times.py); 0: not known
 
     @property
     def left(self) -> bool:
@@ -328,6 +330,8 @@ def parse_queued(view: memoryview, seen_ns: int, found: Queues) -> None:
                 entry.info_age_ns = _INFO_LAST.unpack_from(view, at + _INFO_LAST_AT)[0] * 1_000_000
             elif name == _ATTR_BPF_STORAGES:
                 _parse_storages(view, at, stop, entry.storages)
+            elif name == _ATTR_CGROUP_ID and stop - at >= 8:
+                (entry.cgroup_id,) = _U64.unpack_from(view, at)
         found.waiting.append(entry)
 
 

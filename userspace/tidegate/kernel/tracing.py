@@ -1,55 +1,56 @@
-"""Stamps for a service that is not ours: programs on its cgroup, for as long as somebody looks.
+"""Programs on the cgroup of a service that is not ours, for as long as somebody looks.
 
-Nothing of the service changes. Connections established from now on are stamped; those that its server accepts
-with their address (accept(fd, &address), which nearly all do) are timed exactly, for the kernel runs the
-cgroup's getpeername program then. A server that does not ask is timed when it first calls getpeername(), if
-ever: `Counts.taken` then falls behind what was accepted.
+Nothing of the service changes. What its server accepts with the peer's address (accept(fd, &address), which
+nearly all do) is timed exactly, for the kernel runs the cgroup's getpeername program then, and a connection
+knows by itself when it was established. A second program counts what is established. It costs more than the
+first one, the kernel running it four times for each connection, and is attached only while it is not known
+that every connection is timed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, cast
+from typing import Final, NamedTuple
 
-from tidegate.errors import OperatorError
-from tidegate.kernel import bpf, btf
-from tidegate.kernel.bpf import AttachType, MapType, ProgType
+from tidegate.kernel import bpf
+from tidegate.kernel.bpf import AttachType, ProgType
 from tidegate.kernel.cgroup import mount_point
-from tidegate.kernel.links import Attached
-from tidegate.kernel.loader import MapNumber, Program, compile_programs
-from tidegate.kernel.records import AgeHistogram, Slot, Stamp
+from tidegate.kernel.loader import MapNumber, Objects, Program, compile_programs
+from tidegate.kernel.queue_times import READ, QueueTimes, TracingError, defines, make_map
+from tidegate.kernel.records import AGE_BUCKETS, TraceAccepts
 
-STAMPS_NAME = "tg_trace_stamps"
-"""The map's name in the kernel, by which others find the stamps."""
+__all__ = ["Accepts", "Ages", "Cost", "Counts", "Tracer", "TracingError", "cgroup_of", "is_root"]
 
-# linux/bpf.h; only these programs use them
-_CGROUP_SOCK_ADDR = cast(ProgType, 18)
-_GETPEERNAME = (cast(AttachType, 29), cast(AttachType, 30))  # INET4, INET6
-
-_SOCKOPS = Program("trace_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, load_attach=False)
-_ACCEPT = tuple(Program("trace_accept", _CGROUP_SOCK_ADDR, attach) for attach in _GETPEERNAME)
-
-# the roles of bpf/trace.h
-_STAMPS, _COUNTS, _AGES = MapNumber.STAMPS, MapNumber.SLOTS, MapNumber.AGES
-_FIRST = b"\0\0\0\0"
-
-
-class TracingError(OperatorError):
-    """The programs cannot be attached there."""
+_SOCKOPS: Final = Program("trace_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, load_attach=False)
+_ACCEPT: Final = tuple(
+    Program("trace_accept", ProgType.CGROUP_SOCK_ADDR, attach)
+    for attach in (AttachType.CGROUP_INET4_GETPEERNAME, AttachType.CGROUP_INET6_GETPEERNAME)
+)
+_FIRST: Final = bytes(4)
+_WORD: Final = 8
 
 
 class Counts(NamedTuple):
-    """Since attaching. Of those taken, `half_closed` had sent FIN by then and `gone` were reset."""
+    """Connections. Of those taken, `half_closed` had sent FIN by then and `gone` were reset."""
 
     arrived: int
     taken: int
     half_closed: int
     gone: int
+
+
+class Accepts(NamedTuple):
+    """Since attaching. Of those taken, `half_closed` had sent FIN by then and `gone` were reset."""
+
+    taken: int
+    half_closed: int
+    gone: int
+    asked_again: int  # later questions for the peer, which are no accepts
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Ages:
 
 
 class Cost(NamedTuple):
-    """What the programs took, while statistics were enabled."""
+    """What a program took, while statistics were enabled."""
 
     name: str
     run_ns: int
@@ -87,97 +88,97 @@ def is_root(cgroup: Path) -> bool:
     return cgroup.resolve() == mount_point().resolve()
 
 
-class Tracer:
+class Tracer(QueueTimes):
     """Attached programs and their maps; what they hold is gone when this process ends, however it ends."""
 
     def __init__(self, cgroup: Path) -> None:
-        """Compiles, loads and attaches, about half a second.
-
-        Raises:
-            KernelUnavailable: the kernel or the compiler refuses.
-            TracingError: the cgroup does not exist or may not be used.
-        """
-        self.cgroup = cgroup
-        self._attached: list[Attached] = []
+        """Compiles, loads and attaches, about half a second. Raises as QueueTimes does."""
+        objects = compile_programs((READ, _SOCKOPS, _ACCEPT[0]), defines())
+        super().__init__(cgroup, time.monotonic_ns(), objects)
+        self._programs: list[tuple[Program, int]] = []  # and their fds, which stay open: they have the costs
+        self._links: dict[Program, int] = {}
+        self._directory = -1
+        self._maps: dict[MapNumber, int] = {}
         with ExitStack() as undo:
-            objects = compile_programs((_SOCKOPS, _ACCEPT[0]))
+            undo.callback(self.close)
+            self._load(objects)
             try:
-                directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
                 raise TracingError(f"cgroup {cgroup}: {error.strerror}") from None
-            undo.callback(os.close, directory)
-            with ExitStack() as failed:
-                self._maps = _make_maps(failed)
-                failed.callback(self._close_attached)
-                for program in (_SOCKOPS, *_ACCEPT):
-                    fd = objects.load(program, self._maps)
-                    try:
-                        attached = Attached.to_cgroup(program.name, fd, directory, program.attach)
-                    except OSError as error:
-                        os.close(fd)
-                        raise TracingError(f"cannot attach to {cgroup}: {error.strerror}") from None
-                    self._attached.append(attached)
-                failed.pop_all()
+            self.counts_arrivals = True
+            for program in _ACCEPT:
+                self._attach(program)
+            undo.pop_all()
 
-    def __enter__(self) -> Tracer:
-        return self
+    def _load(self, objects: Objects) -> None:
+        self._maps[MapNumber.TRACE_STATE] = os.dup(self._state_fd)
+        for number in (MapNumber.TRACE_ARRIVED, MapNumber.TRACE_ACCEPTS):
+            self._maps[number] = make_map(number)
+        for program in (_SOCKOPS, *_ACCEPT):
+            self._programs.append((program, objects.load(program, self._maps)))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _attach(self, program: Program) -> None:
+        fd = next(fd for known, fd in self._programs if known == program)
+        try:
+            self._links[program] = bpf.link_create(fd, self._directory, program.attach)
+        except OSError as error:
+            raise TracingError(f"cannot attach to {self.cgroup}: {error.strerror}") from None
 
     def close(self) -> None:
         """Detaches. Idempotent."""
-        self._close_attached()
-        for fd in self._maps.values():
+        super().close()
+        fds = [*self._links.values(), *self._maps.values(), *(fd for _, fd in self._programs)]
+        if self._directory >= 0:
+            fds.append(self._directory)
+        for fd in fds:
             os.close(fd)
-        self._maps = {}
+        self._links, self._maps, self._programs, self._directory = {}, {}, [], -1
 
-    def _close_attached(self) -> None:
-        for attached in self._attached:
-            attached.close()
-        self._attached.clear()
+    @property
+    def counts_arrivals(self) -> bool:
+        """Whether the second program is attached. TracingError when it cannot be."""
+        return _SOCKOPS in self._links
 
-    def counts(self) -> Counts:
-        """So far."""
-        value = Slot.from_buffer_copy(bpf.map_lookup(self._maps[_COUNTS], _FIRST, ctypes.sizeof(Slot)))
-        return Counts(value.arrived, value.taken, value.half_closed, value.gone)
+    @counts_arrivals.setter
+    def counts_arrivals(self, wanted: bool) -> None:
+        if wanted and not self.counts_arrivals:
+            self._attach(_SOCKOPS)
+        elif not wanted and self.counts_arrivals:
+            os.close(self._links.pop(_SOCKOPS))
 
-    def ages(self) -> Ages:
-        """So far."""
-        size = ctypes.sizeof(AgeHistogram)
-        value = AgeHistogram.from_buffer_copy(bpf.map_lookup(self._maps[_AGES], _FIRST, size))
-        return Ages(value.count, value.sum_ns, value.max_ns, tuple(value.buckets))
+    def check_all(self, wanted: bool) -> None:
+        """Whether the first program looks at every call, or only at those that may be no accept."""
+        if bool(self._state.check_all) != wanted:
+            self._state.check_all = wanted
+            self._publish()
+
+    def arrived(self) -> int:
+        """Connections established while that was counted."""
+        words = bpf.map_lookup_percpu(self._maps[MapNumber.TRACE_ARRIVED], _FIRST, _WORD)
+        return sum(int.from_bytes(word, "little") for word in words)
+
+    def accepted(self) -> tuple[Accepts, Ages]:
+        """What was seen of accept so far, and the ages."""
+        size = ctypes.sizeof(TraceAccepts)
+        values = bpf.map_lookup_percpu(self._maps[MapNumber.TRACE_ACCEPTS], _FIRST, size)
+        found = [TraceAccepts.from_buffer_copy(value) for value in values]
+        buckets = tuple(sum(one.buckets[bucket] for one in found) for bucket in range(AGE_BUCKETS))
+        taken = sum(buckets)
+        accepts = Accepts(
+            taken,
+            sum(one.half_closed for one in found),
+            sum(one.gone for one in found),
+            sum(one.asked_again for one in found),
+        )
+        return accepts, Ages(
+            taken, sum(one.sum_ns for one in found), max(one.max_ns for one in found), buckets
+        )
 
     def cost(self) -> list[Cost]:
         """What each program took, all zeros unless bpf.enable_stats() holds."""
         costs = []
-        for attached in self._attached:
-            stats = bpf.prog_run_stats(attached.prog_fd)
-            costs.append(Cost(attached.name, stats.run_ns, stats.runs))
+        for program, fd in self._programs:
+            stats = bpf.prog_run_stats(fd)
+            costs.append(Cost(program.name, stats.run_ns, stats.runs))
         return costs
-
-
-def _make_maps(undo: ExitStack) -> dict[MapNumber, int]:
-    made: dict[MapNumber, int] = {}
-    for number, kind, record, entries, name, flags in (
-        (_STAMPS, MapType.SK_STORAGE, Stamp, 0, STAMPS_NAME, bpf.F_NO_PREALLOC),
-        (_COUNTS, MapType.ARRAY, Slot, 1, "tg_trace_counts", 0),
-        (_AGES, MapType.ARRAY, AgeHistogram, 1, "tg_trace_ages", 0),
-    ):
-        blob, key, value = btf.describe(record)
-        try:
-            btf_fd = bpf.btf_load(blob)
-            try:
-                made[number] = bpf.map_create(
-                    kind, 4, ctypes.sizeof(record), entries, name, flags, btf=(btf_fd, key, value)
-                )
-            finally:
-                os.close(btf_fd)
-        except PermissionError:
-            raise TracingError("attaching programs needs root", "run it as root") from None
-        except OSError as error:
-            raise TracingError(f"the kernel refuses a map ({name}): {error.strerror}") from None
-        undo.callback(os.close, made[number])
-    return made
