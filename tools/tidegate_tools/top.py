@@ -83,11 +83,12 @@ class _Source:
 
     def look(self, *, sessions: bool) -> Look:
         status, note = self._status()
+        now = time.monotonic_ns()  # of the counters: rates go by them
         snapshot = self._reader.read()
         inodes = {one.inode for queue in snapshot.queues for one in queue.sockets}
         held = owners.find(inodes).by_inode if status is None else {}
         listed = self._sessions() if sessions and status is not None else None
-        return Look(time.monotonic_ns(), snapshot.queues, held, status, listed, note)
+        return Look(now, snapshot.queues, held, status, listed, note)
 
     def _status(self) -> tuple[dict[str, Any] | None, str]:
         if self._host:
@@ -158,7 +159,7 @@ def _loop(window: curses.window, source: _Source, controls: Controls) -> None:
         if now >= due and (not controls.paused or not history.looks):
             history.add(source.look(sessions=controls.screen is Screen.SESSIONS))
             controls.clock = time.strftime("%H:%M:%S")
-            due = max(due + controls.interval_s, time.monotonic())
+            due = now + controls.interval_s if due < now - controls.interval_s else due + controls.interval_s
         height, width = window.getmaxyx()
         _draw(window, frame(history, controls, max(40, width - 1), max(10, height)), styles)
         window.timeout(int(max(10, min(500, (due - time.monotonic()) * 1000))))

@@ -13,6 +13,7 @@ from tidegate_tools.owners import Owner
 from tidegate_tools.queues import Queue
 
 HISTORY = 120  # looks kept for the sparklines
+SOON_NS = 80_000_000  # a key may ask for a look just after another
 _SPARK = "▁▂▃▄▅▆▇█"
 _SPARK_ASCII = "_.:-=+*#"
 _SPARK_LOW_NS, _SPARK_HIGH_NS = 1e5, 1e10  # a flat line up to 0.1 ms, a full block from 10 s
@@ -63,9 +64,14 @@ class History:
 
     def add(self, look: Look) -> None:
         """Takes in a look; figures are between it and the one before."""
+        again = len(self.looks) == 2 and look.at_ns - self.looks[-1].at_ns < SOON_NS
+        if again:
+            self.looks.pop()  # rates over so short a time would be noise: it takes the last one's place
         self.looks.append(look)
         for row in self.listeners():
             series = self.ages.setdefault(row.key, deque(maxlen=HISTORY))
+            if again and series:
+                series.pop()
             series.append(max(row.oldest_ns or 0, row.p99_ns or 0))
         for key in [key for key in self.ages if key not in {row.key for row in self.listeners()}]:
             del self.ages[key]

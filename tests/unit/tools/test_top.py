@@ -166,6 +166,19 @@ def test_rates_survive_a_restart_of_tidegate() -> None:
     assert row.drop_rates == {}
 
 
+def test_a_look_just_after_another_takes_its_place() -> None:
+    history = served_history()
+    before = {row.name: row.accepted_rate for row in history.listeners()}
+    drawn = history.sparkline("web", 10)
+    last = history.last
+    again = {**status(2), "listeners": [served("web", 80, 2001, 20, 20), served("api", 81, 104, 0, 23)]}
+    history.add(Look(last.at_ns + 1_000_000, last.queues, {}, again))
+    after = {row.name: row.accepted_rate for row in history.listeners()}
+    assert after["web"] == pytest.approx(501 / 2.001), "not 1 in a millisecond"
+    assert after["api"] == pytest.approx(before["api"], rel=0.01)
+    assert history.sparkline("web", 10) == drawn
+
+
 def test_sparkline_is_logarithmic_and_bounded() -> None:
     history = host_history()
     key = history.listeners()[0].key
