@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def command(
     with ExitStack() as stack:
         reader = Reader(_where(netns, all_netns))
         stack.callback(reader.close)
+        if all_netns and os.geteuid() != 0:
+            reader.note("network namespaces of other users' processes are found by root only")
         if attach is not None:
             stack.enter_context(_attach(attach))
         try:

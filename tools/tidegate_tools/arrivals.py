@@ -105,7 +105,12 @@ class Arrivals:
 
     def _explained(self, look: Look) -> int:
         """What was accepted or waits came since the first look, or waited then. Never too many."""
-        return (look.taken - self._origin.taken_after) + (look.waiting - self._origin.waiting)
+        origin = self._origin
+        # the second may be the larger one while connections come by the thousand: accepts meanwhile are in it
+        return max(
+            look.taken + look.waiting - origin.taken_after - origin.waiting,
+            look.taken_after - origin.taken_after - origin.waiting,
+        )
 
     def _not_explained(self, look: Look) -> int:
         return look.opened - self._origin.opened - self._explained(look)

@@ -47,6 +47,10 @@ class Reader:
                     raise
                 self._notes.append(error.message)
 
+    def note(self, text: str) -> None:
+        """Something that no look will show."""
+        self._notes.append(text)
+
     def close(self) -> None:
         for _, diag in self._diags:
             diag.close()

@@ -85,7 +85,7 @@ def _head(history: History, controls: Controls, width: int) -> list[Line]:
     waiting = sum(row.waiting for row in rows)
     gone = sum(row.gone for row in rows)
     if status is None:
-        left = history.last.note or "no tidegate runs: every TCP listener of this host"
+        left = history.last.note or "no tidegate runs: the TCP listeners of this host"
         second = f"waiting {table.count(waiting)}, of them gone {table.count(gone)}"
     else:
         left = f"tidegate {status['version']}  up {table.duration(status['uptime_s'] * 1e9)}"

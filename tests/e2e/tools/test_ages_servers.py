@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from harness.peers import HAProxy, Nginx
+from harness.ports import free_port
 from harness.processes import Child, python, python_env, stopped
 from harness.traces import network_namespace
 from harness.waiting import wait_until
@@ -133,6 +134,37 @@ def test_busy_sync_worker(tmp_path: Path) -> None:
                 lambda: [c for c in one(str(port))["connections"] if c["received"]], 5, "the bytes to arrive"
             )
             assert [(entry["client"], entry["received"]) for entry in seen] == [(made[3].name, 1234)]
+    finally:
+        server.kill()
+
+
+_SLOW_APP = """
+import time
+def app(environ, start_response):
+    time.sleep(1000)
+"""
+
+
+def test_gunicorn_with_its_one_sync_worker_busy(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(_SLOW_APP)
+    port = free_port("127.0.0.1")
+    server = Child(
+        [python(), "-m", "gunicorn", "--workers", "1", "--timeout", "1000", "--graceful-timeout", "1",
+         "--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path), "slow:app"],
+        tmp_path / "log", env=python_env(),
+    )  # fmt: skip
+    try:
+        wait_until(lambda: "Booting worker" in server.output(), 20, "the worker")
+        with clients("127.0.0.1", port, 9) as made:
+            made[0].sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until(lambda: one(str(port))["waiting"] == 8, 10, "the worker to take the first")
+            for client in made[1:]:
+                client.sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            made[5].sock.shutdown(socket.SHUT_WR)  # it asked, and may be gone: nobody can tell
+            listener = one("gunicorn", "--busy")
+            assert (listener["waiting"], listener["sockets"]) == (8, 1)
+            assert_ages_agree(listener, made[1:])
+            assert {server.pid} <= set(listener["process"]["pids"])
     finally:
         server.kill()
 
@@ -277,6 +309,8 @@ def test_without_root_it_shows_what_it_may() -> None:
             notes = ages(str(port), prefix=prefix)["notes"]
             assert any("stamps" in note for note in notes)
             assert any("processes" in note for note in notes)
+            notes = ages(str(port), "--all-netns", prefix=prefix)["notes"]
+            assert any("network namespaces" in note for note in notes)
 
 
 def test_watch_ends_quietly() -> None:

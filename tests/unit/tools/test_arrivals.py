@@ -190,6 +190,7 @@ def test_never_too_many_whenever_it_is_read(
         service.do(events.replace("u", "t") if asks else events)
         bench.look(between=between)
         assert before <= bench.arrivals.arrived <= service.arrived
+        assert service.taken - waiting <= bench.arrivals.arrived + len("".join(first)), "none from nowhere"
         assert 0 <= bench.arrivals.untimed <= service.untimed
         before = bench.arrivals.arrived
     if asks:
