@@ -27,9 +27,10 @@
 #define MAP_SPLICE_INDEX 9	/* hash: cookie -> index of the direction that begins there (u32) */
 #define MAP_SPLICE_FLOWS 10	/* array: struct splice_flow */
 #define MAP_SPLICE_SOURCES 11	/* sockhash that splice.c is attached to */
-#define MAP_TRACE_ARRIVED 12	/* per-CPU array of one: u64 */
-#define MAP_TRACE_ACCEPTS 13	/* per-CPU array of one: struct trace_accepts */
-#define MAP_TRACE_STATE 14	/* array of one: struct trace_state */
+#define MAP_SPLICE_BELL 12	/* ring buffer: index of a direction (u32) that userspace is to look at */
+#define MAP_TRACE_ARRIVED 20	/* per-CPU array of one: u64 */
+#define MAP_TRACE_ACCEPTS 21	/* per-CPU array of one: struct trace_accepts */
+#define MAP_TRACE_STATE 22	/* array of one: struct trace_state */
 
 #define TCP_CLOSE_STATE 7
 #define TCP_CLOSE_WAIT_STATE 8
