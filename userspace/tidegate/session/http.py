@@ -227,7 +227,6 @@ class HttpSession(ResponseSide):
             self.ctx.words[LOG_DROPPED] += log.dropped
             log.dropped = 0
         self._bytes_in = 0
-        self._fault = ""  # that of a response is not the next request's
 
     # time
 
