@@ -96,13 +96,13 @@ def colour(share: float) -> str:
 def _chart(name: str, frames: Sequence[Frame]) -> str:
     entries = [frame.listeners.get(name, Entry()) for frame in frames]
     shades = [cells(one, max(frame.seconds, 1e-3)) for one, frame in zip(entries, frames, strict=True)]
-    low, high = _range(entries, shades)
+    low, high = age_range(entries, shades)
     scale = _Scale(frames, low, high)
     top = max((number for column in shades for number in column.values()), default=1.0)
     bottom = min((number for column in shades for number in column.values()), default=1.0)
     total = _TOP + _HEIGHT + _GAP + _STRIP + _AXIS
     parts = [
-        f"<h2>{html.escape(name)}</h2><p>{html.escape(_totals(entries))}</p>",
+        f"<h2>{html.escape(name)}</h2><p>{html.escape(totals(entries))}</p>",
         f'<svg viewBox="0 0 {_LEFT + _WIDTH + 10} {total}" width="{_LEFT + _WIDTH + 10}" role="img" '
         f'aria-label="ages at {html.escape(name, quote=True)}">',
         *_axes(scale),
@@ -139,7 +139,7 @@ class _Scale:
         return _TOP + _HEIGHT - (min(max(level, self.low), self.high) - self.low) * self.row
 
 
-def _range(entries: Sequence[Entry], shades: Sequence[Mapping[int, float]]) -> tuple[int, int]:
+def age_range(entries: Sequence[Entry], shades: Sequence[Mapping[int, float]]) -> tuple[int, int]:
     """First bucket and the one after the last, at least a few apart."""
     used = [bucket for column in shades for bucket in column]
     levels = [ns.bit_length() for one in entries for ns in (one.oldest_ns, one.stale_after_ns) if ns]
@@ -206,7 +206,8 @@ def _drops(entries: Sequence[Entry], frames: Sequence[Frame], scale: _Scale) -> 
     return parts
 
 
-def _totals(entries: Sequence[Entry]) -> str:
+def totals(entries: Sequence[Entry]) -> str:
+    """In words."""
     dropped: dict[str, int] = {}
     for one in entries:
         for reason, number in one.dropped.items():

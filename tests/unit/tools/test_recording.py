@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ET
+from io import BytesIO
 from pathlib import Path
 
+import numpy
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.image import imread
 
-from tidegate_tools import heatmap
+from tidegate_tools import heatmap, heatmap_png
+from tidegate_tools.heatmap_png import MissingExtra
 from tidegate_tools.main import main
 from tidegate_tools.recording import Entry, Frame, RecordingError, Writer, decode, encode, halve, merge, read
 
@@ -141,6 +146,55 @@ def test_the_page_shows_every_cell(tmp_path: Path) -> None:
     assert "stale 15" in page
     assert "<web>" not in page
     assert "a &lt; b" in page
+
+
+def colours(png: bytes) -> set[tuple[int, ...]]:
+    """Of the pixels."""
+    pixels = numpy.rint(imread(BytesIO(png), format="png")[:, :, :3] * 255).astype(int)
+    return {tuple(map(int, one)) for one in numpy.unique(pixels.reshape(-1, 3), axis=0)}
+
+
+def test_a_png_shows_cells_and_drops(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.rec", tmp_path / "a.png"
+    seen = []
+    for dropped in ({}, {"stale": 3}):
+        with Writer(path, 1 << 20) as writer:
+            for number in range(5):
+                entry = Entry(waiting=2, oldest_ns=2 << 28, accepted=7, taken={20: 5, 21: 2}, dropped=dropped)
+                writer.add(Frame(1000.0 + number, 1.0, {"127.0.0.1:80 web": entry}))
+        result = CliRunner().invoke(main, ["plot", str(path), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        seen.append(colours(out.read_bytes()))
+        path.unlink()
+    without, with_drops = seen
+    red = (214, 39, 40)  # matplotlib's tab:red
+    assert red in with_drops
+    assert red not in without
+    assert {(68, 1, 84), (253, 231, 37)} <= without, "both ends of the scale"
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["plot", "x.rec", "--out", str(tmp_path / "a.gif")])
+    assert result.exit_code == 2
+    assert "none of .html, .htm, .png" in result.output
+
+
+def test_without_matplotlib_a_png_is_refused_and_said_how_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtra, match="needs matplotlib") as refused:
+        heatmap_png.image([], "t")
+    assert "tidegate[plot]" in refused.value.fix
+
+
+@settings(deadline=None, max_examples=3)
+@given(st.lists(FRAME, min_size=1, max_size=5))
+def test_any_recording_makes_a_png(frames: list[Frame]) -> None:
+    try:
+        png = heatmap_png.image(frames, "t")
+    except ValueError:
+        assert not any(frame.listeners for frame in frames)
+        return
+    assert png.startswith(b"\x89PNG")
 
 
 @settings(deadline=None)
