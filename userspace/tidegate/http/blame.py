@@ -62,10 +62,9 @@ def in_status_line(data: bytes) -> int:
     return departs(data, at, b" ", _VALUE, _CRLF) if data[at : at + 1] == b" " else departs(data, at, _CRLF)
 
 
-def in_block(block: bytes) -> int:
-    """Of the field lines; -1 when each is well-formed."""
-    at = 2
-    while not block.startswith(b"\r\n", at):
+def in_block(block: bytes, at: int = 2) -> int:
+    """Of the field lines that begin at `at`; -1 when each is well-formed, up to an empty one or the end."""
+    while at < len(block) and not block.startswith(b"\r\n", at):
         line = _LINE.match(block, at)
         if line is None:
             return departs(block, at, TOKEN, b":", _VALUE, _CRLF)
