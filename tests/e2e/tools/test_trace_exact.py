@@ -173,7 +173,7 @@ def test_data_and_fins_change_no_age(bind: str, connect: str) -> None:
                 client = stack.enter_context(closing(socket.create_connection((connect, port))))
                 bounds[client.getsockname()[1]] = (start, time.monotonic_ns())
                 for _ in range(10 * number):
-                    client.sendall(b"x" * 3000)
+                    client.sendall(b"x" * 1000)  # all of it within any window, or a FIN would wait
                     time.sleep(0.002)
                 if number == 3:
                     client.shutdown(socket.SHUT_WR)
