@@ -64,7 +64,7 @@ class Trace:
         """Interrupts it; its summary."""
         self.process.send_signal(signal.SIGINT)
         out, errors = self.process.communicate(timeout=20)
-        assert (self.process.returncode, errors) == (0, "")
+        assert (self.process.returncode, errors) == (0, ""), (self.process.returncode, errors)
         summary: dict[str, Any] = json.loads(out.splitlines()[-1])
         assert summary["kind"] == "summary"
         return summary

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ports import free_port
 from harness.processes import python, python_env
 from harness.traces import Trace, attached, cgroup, inside, listener, network_namespace, traced
 from harness.waiting import wait_until
@@ -202,13 +203,8 @@ def test_a_reused_port_is_a_new_connection() -> None:
         traced("--cgroup", str(path)) as trace,
         ExitStack() as stack,
     ):
-        probe = socket.create_connection(server.getsockname())
-        port = probe.getsockname()[1]
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        server.accept()[0].close()
-        probe.close()
-        for _ in range(3):
-            time.sleep(0.2)
+        port = free_port("127.0.0.1")  # none that others' connections may have
+        for _ in range(4):
             client = stack.enter_context(closing(socket.socket()))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind(("127.0.0.1", port))
@@ -216,6 +212,7 @@ def test_a_reused_port_is_a_new_connection() -> None:
             client.connect(server.getsockname())
             server.accept()[0].close()
             client.close()  # a reset: the port is free at once
+            time.sleep(0.2)
         summary = trace.finish()
     assert summary["accepted"] == 4
     assert summary["ages"]["max_ns"] < 150_000_000

@@ -6,6 +6,7 @@ import base64
 import socket
 import struct
 import zlib
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given, settings
@@ -156,3 +157,25 @@ def test_torn_and_bent_answers_are_survived(data: st.DataObject) -> None:
     parse_queued(view, 0, found)
     assert len(found.waiting) <= len(view) // 88
     list(parse_listeners(view))
+
+
+def test_a_dump_that_was_broken_off_hinders_no_other() -> None:
+    """Ctrl-C in the middle of one; the kernel has 32 KiB at a time for us, so there must be many sockets."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(400)]
+        ports = {one.getsockname()[1] for one in listeners}
+        with sock_diag.SockDiag() as diag:
+            for _ in range(3):
+                dump = diag._dump(sock_diag.build_request(socket.AF_INET, 1 << sock_diag.TCP_LISTEN))
+                next(dump)
+                dump.close()  # as an exception does that comes from elsewhere
+                assert ports <= {one.port for one in diag.listeners()}
+            diag.queues()
+
+
+def test_a_refused_dump_hinders_no_other() -> None:
+    with sock_diag.SockDiag() as diag:
+        for _ in range(2):
+            with pytest.raises(OSError):
+                list(diag._dump(b"too short"))
+        diag.listeners()

@@ -144,6 +144,7 @@ class SockDiag:
         self._sock = sock or open_socket()
         self._sequence = 0
         self._buffer = bytearray(_RECEIVE_BUFFER)
+        self._dumping = False  # what the kernel still has to say comes first
 
     def __enter__(self) -> SockDiag:
         return self
@@ -186,19 +187,27 @@ class SockDiag:
 
     def _dump(self, request: bytes) -> Iterator[memoryview]:
         """The datagrams of one dump, each as a view that is only good until the next."""
+        while self._dumping:  # an interrupt: the kernel refuses a second dump before the end of the first
+            self._receive()
         self._sequence += 1
         header = _HEADER.pack(
             _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, self._sequence, 0
         )
         self._sock.send(header + request)
-        while True:
-            size = self._sock.recv_into(self._buffer)
-            view = memoryview(self._buffer)[:size]
-            if size < _HEADER.size or _HEADER.unpack_from(view)[3] != self._sequence:
-                continue  # left over from a dump that its reader gave up
+        self._dumping = True
+        while self._dumping:
+            view = self._receive()
             yield view
-            if is_last(view):
-                return
+            is_last(view)  # raises when it says that the dump failed
+
+    def _receive(self) -> memoryview:
+        """The next datagram of a dump; notes when it is the last."""
+        view = memoryview(self._buffer)[: self._sock.recv_into(self._buffer)]
+        try:
+            self._dumping = not is_last(view)
+        except OSError:
+            self._dumping = False
+        return view
 
 
 def open_socket() -> socket.socket:
