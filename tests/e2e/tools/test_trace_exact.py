@@ -18,6 +18,7 @@ from harness.traces import Trace, attached, cgroup, inside, listener, network_na
 from harness.waiting import wait_until
 
 from tidegate.kernel.sock_diag import info_resolution_ns
+from tidegate_tools.arrivals import RECHECK_NS
 
 pytestmark = [pytest.mark.bpf, pytest.mark.root]
 
@@ -100,16 +101,23 @@ def test_a_second_server_that_does_not_ask_is_found_out() -> None:
             stack.enter_context(closing(socket.create_connection(other.getsockname())))
             stack.enter_context(closing(accept_without_asking(other)))
 
-        once()
-        until(trace, "it to be missed", path, 1)
-        for _ in range(5):
-            once()
+        def kept() -> bool:
+            """Whether each one is counted for good: for longer than it is tried."""
+            begun = time.monotonic_ns()
+            while time.monotonic_ns() - begun < RECHECK_NS + 500_000_000:
+                once()
+                trace.next()
+                if attached(path) == 0:
+                    return False
+            return True
+
+        wait_until(kept, 40, "it to be found out")
         serve(asks, 100)
         trace.next()
-        trace.next()
-        assert attached(path) == 1
         summary = trace.finish()
-    assert (summary["arrived"], summary["accepted"], summary["untimed"]) == (175, 170, 5)
+    assert summary["accepted"] == 170
+    assert summary["untimed"] > 0
+    assert summary["arrived"] == summary["accepted"] + summary["untimed"]
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -175,6 +175,11 @@ class Tracer(QueueTimes):
             taken, sum(one.sum_ns for one in found), max(one.max_ns for one in found), buckets
         )
 
+    def counts(self) -> Counts:
+        """Both programs' counts so far; arrivals only as long as they were counted."""
+        accepts, _ = self.accepted()
+        return Counts(self.arrived(), accepts.taken, accepts.half_closed, accepts.gone)
+
     def cost(self) -> list[Cost]:
         """What each program took, all zeros unless bpf.enable_stats() holds."""
         costs = []
