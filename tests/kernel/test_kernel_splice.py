@@ -354,6 +354,23 @@ def test_a_source_that_enters_under_fire_loses_nothing(splicing: Splicing) -> No
         assert direction.joined and it.up.redirected > 0
 
 
+@pytest.mark.parametrize("end", ["receive", "send"])
+def test_sockets_of_small_buffers_stay_with_userspace(splicing: Splicing, end: str) -> None:
+    with lane(splicing) as it:
+        if end == "receive":
+            it.front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        else:
+            it.back.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+        direction = it.direction(it.up)
+        direction.enter()
+        assert not direction.joined
+        it.client.sendall(b"copied")
+        wait_until(lambda: tcp_info.progress(it.front).received == 6, 5, "the bytes")
+        assert direction.step() is Wait.SOURCE
+        assert receive(it.server, 6) == b"copied"
+        assert (it.up.redirected, direction.read) == (0, 6)
+
+
 def test_a_closing_socket_is_refused_and_nothing_is_left(splicing: Splicing) -> None:
     with lane(splicing) as it:
         it.client.shutdown(socket.SHUT_WR)
