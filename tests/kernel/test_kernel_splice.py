@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness.kernel_sockets import in_netns
+from harness.loss import losing
 from harness.raw_tcp import RawClient, silence_resets
 from harness.waiting import wait_until
 
@@ -191,6 +192,38 @@ def test_what_arrives_twice_is_moved_once(objects: Objects, limit: int) -> None:
             assert (flows[0].redirected == 0) is (limit == 0)
 
     in_netns(run)
+
+
+@pytest.mark.parametrize(("percent", "timestamps"), [(1, 1), (5, 0)])
+def test_credit_is_whole_after_loss(objects: Objects, percent: int, timestamps: int) -> None:
+    data = random.Random(8).randbytes(4 * MIB)
+
+    def run() -> None:
+        splicing = Splicing.create(objects)
+        with lane(splicing, limit=MIB) as it, losing(percent):
+            direction = it.direction(it.up)
+            direction.enter()
+            it.client.setblocking(False)
+            it.server.setblocking(False)
+            view, got = memoryview(data), bytearray()
+
+            def all_of_it() -> bool:
+                nonlocal view, got
+                with suppress(BlockingIOError):
+                    view = view[it.client.send(view) :]
+                with suppress(BlockingIOError):
+                    got += it.server.recv(MIB)
+                direction.step()
+                return len(got) == len(data)
+
+            wait_until(all_of_it, 60, "the stream", 0.0)
+            assert bytes(got) == data
+            assert it.up.redirected > 0
+            wait_until(lambda: it.up.in_flight() == 0, 10, "the last acknowledgement")
+            assert it.up.written() == it.up.redirected + direction.consumed
+        splicing.close()
+
+    in_netns(run, {"net.ipv4.tcp_timestamps": str(timestamps)})
 
 
 def test_the_bell_rings_when_something_is_passed_that_nobody_waits_for(splicing: Splicing) -> None:
