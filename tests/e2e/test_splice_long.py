@@ -76,9 +76,10 @@ def test_every_bad_habit(buffers: str) -> None:
     """Slow readers and writers, half-closes either way, resets, and pauses of five seconds."""
 
     def run() -> None:
+        some = buffers == "default"
         with (
             Backend("exchange") as backend,
-            spliced(backend, splice_after="64KiB", bytes_too=buffers == "default") as gate,
+            spliced(backend, splice_after="64KiB", bytes_too=some) as gate,
         ):
             for seed in range(5):
                 orders = mixed(40, 8 * MIB, seed=seed)

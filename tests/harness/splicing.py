@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 @contextmanager
 def spliced(backend: Backend, *, bytes_too: bool = True, **listener: Any) -> Iterator[Tidegate]:
-    """A tidegate that has spliced something when the block ends; not `bytes_too`: sessions, perhaps no byte."""
+    """A tidegate that has spliced something when the block ends: sessions, and `bytes_too`."""
     options = {"splice": "on", "splice_after": "0", **listener}
     with Tidegate(tcp_config([backend.address], **options)) as gate:
         assert gate.status()["splice"] == {"by": "kernel", "reason": ""}
