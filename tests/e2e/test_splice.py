@@ -18,7 +18,7 @@ from harness.splicing import MIB, address, spliced, spliced_maps
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.feature("splice")]
 
 # every socket buffer on the way (tcp_rmem and tcp_wmem may be large), and the credit
 HELD_AT_MOST = 48 * MIB

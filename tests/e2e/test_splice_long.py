@@ -13,7 +13,12 @@ from harness.splicing import MIB, address, flows, spliced
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
 
-pytestmark = [pytest.mark.bpf, pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.bpf,
+    pytest.mark.feature("splice"),
+    pytest.mark.soak,
+    pytest.mark.timeout(1800),
+]
 
 GIB = 1024 * MIB
 SMALL = {"net.ipv4.tcp_rmem": "4096 16384 262144", "net.ipv4.tcp_wmem": "4096 16384 262144"}

@@ -26,7 +26,7 @@ from tidegate.session import splice_check
 from tidegate.session.splice import Direction, LostError, Wait
 from tidegate.session.splice_ends import SocketEnds
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.feature("splice")]
 
 CREDIT = 256 * 1024
 MIB = 1 << 20
