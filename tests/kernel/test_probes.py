@@ -85,7 +85,7 @@ def test_splicing_that_moves_bytes_twice_is_seen(broken: Path) -> None:
 
 
 def test_a_trace_that_times_no_accept_is_seen(broken: Path) -> None:
-    _replace(broken / "trace_accept.c", "add(&counts->taken, 1);", "")
+    _replace(broken / "trace_accept.c", "accepts->buckets[bucket]++;", "")
     found = {result.feature: result for result in abilities.run_here()}
     assert found["steer"].works
     assert not found["accept_trace"].works
