@@ -5,6 +5,7 @@ The parts are modules of their own, each a class on top of the one before:
   http_front     the client: heads, bodies, own answers, leaving
   http_exchange  the cluster: a place, a backend, a connection, retries
   http_response  the response
+  http_bodies    bodies that the kernel moves
   http           (here) beginning, time, end, what others ask of a session
 and what they speak is decided in the `http` package, which touches no socket.
 """
@@ -23,8 +24,8 @@ from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import reset, show_token
 from tidegate.session.http_back import BackConnection
+from tidegate.session.http_bodies import SplicedBodies
 from tidegate.session.http_front import HEAD_RECV
-from tidegate.session.http_response import ResponseSide
 from tidegate.session.http_state import (
     BACKOFF,
     CLOSED,
@@ -54,7 +55,7 @@ _CLIENTS_CHOICE = frozenset(
 )
 
 
-class HttpSession(ResponseSide):
+class HttpSession(SplicedBodies):
     """Serves one client connection; see the module."""
 
     __slots__ = ()
@@ -232,6 +233,9 @@ class HttpSession(ResponseSide):
 
     def _deadline(self) -> tuple[int, EndReason]:
         """When silence ends what is going on now, ns, and as what."""
+        if self.splice is not None:
+            self.splice.sync()
+            return self.splice.deadline
         state, listener = self._state, self.http.listener
         if state == HEAD:
             if self._first_request or self._partial:
@@ -313,10 +317,13 @@ class HttpSession(ResponseSide):
         if self.http.log is not None:
             self._write_record(EndReason.DONE)
         self._state = CLOSED
+        lanes = [lane for lane in (self.lane, conn.lane) if lane is not None]
+        self.lane = conn.lane = None
         self._let_go()
         conn.user = None
         words[UPGRADES] += 1
         tunnel = Tunnel(ctx, self.front, self.peer, self.established_ns, cluster.state)
+        tunnel.keep(lanes)
         tunnel.adopt(conn.sock, backend, early_up, early_down)
 
     # what others ask
@@ -337,6 +344,7 @@ class HttpSession(ResponseSide):
             "status": self._status if self._in_request else 0,
             "pending_in": len(self._back_out),
             "pending_out": len(self._out),
+            "spliced": self.splice is not None,
             "fault": self._fault,
         }
 
@@ -382,6 +390,9 @@ class HttpSession(ResponseSide):
         ctx.reactor.timers.cancel(self._timer)
         self._timer.callback = _nothing  # or the two would keep each other alive until a collection
         self._conn = self._backend = None
+        if self.lane is not None:
+            self.lane.close()
+            self.lane = None
         counts = self.http.site.connections
         if self._counted and counts is not None:
             counts.leave(self._peer.address)

@@ -352,6 +352,8 @@ class BackSide(FrontSide):
 
     def _drop_back(self) -> None:
         """Close the connection in use, if there is one, and let go of the backend."""
+        if self.splice is not None:
+            self.splice.close()
         self._back_out = b""
         conn, self._conn = self._conn, None
         backend, self._backend = self._backend, None

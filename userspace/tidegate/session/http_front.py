@@ -15,6 +15,7 @@ from tidegate.http.routes import Action, Kind, location
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.metrics.names import EndReason
 from tidegate.session import http_state as st
+from tidegate.session.http_splice import SPLICE_LEAST, BodySplice
 from tidegate.session.http_state import (
     ANSWERS,
     BYTES_IN,
@@ -131,6 +132,8 @@ class FrontSide(HttpState):
         ctx = self.ctx
         self._front_ns = ctx.reactor.now
         ctx.words[BYTES_IN] += len(data)
+        if self.lane is not None:
+            self.lane.body.skip(len(data))
         if self.http is not ctx.http:
             self._adopt_configuration()
         self._heads(data)
@@ -182,8 +185,18 @@ class FrontSide(HttpState):
         except RequestError as error:
             self._refuse(error, data)
             return
+        if self.lane is not None:
+            self.lane.body.skip(size)
         if payload:
             self._to_back(payload)
+        conn = self._conn
+        if (
+            self._parser.left > SPLICE_LEAST
+            and conn is not None
+            and not self._back_out
+            and not self._head_sent
+        ):
+            BodySplice.begin(self, conn, down=False)
 
     def _read_away(self) -> None:
         try:

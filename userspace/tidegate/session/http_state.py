@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.http.forwarded import Peer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tidegate.http.routes import Action
     from tidegate.session.http_back import BackConnection
     from tidegate.session.http_shared import HttpCluster
+    from tidegate.session.http_splice import BodySplice, Lane
 
 # PROXY: a PROXY header is expected. HEAD: no request, or a part of its head. QUEUED: waits at the cluster's
 # gate. CONNECTING: an attempt is under way. BACKOFF: the next one waits. EXCHANGE: request and response
@@ -121,7 +123,9 @@ class HttpState(Queued):
         "established_ns",
         "front",
         "http",
+        "lane",
         "peer",
+        "splice",
         "started_ns",
         "token",
     )
@@ -177,14 +181,53 @@ class HttpState(Queued):
         self._by_close = False  # the response ends with the connection
         self._sticky_named: BackendState | None  # by the client's cookie
         self._served_by: BackendState | None = None
+        self.splice: BodySplice | None = None  # while the kernel moves a body
+        self.lane: Lane | None = None  # since it moved one that the client sent
 
     # what others ask of a session
 
     @property
     def last_progress_ns(self) -> int:
+        if self.splice is not None:
+            self.splice.sync()
         return max(self._front_ns, self._back_ns)
 
     # what the parts of a session, each in its own module, want of the others
+
+    @property
+    def front_deadline_ns(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def back_deadline_ns(self) -> int:
+        raise NotImplementedError
+
+    def listen_for(self, callback: Callable[[int], None]) -> None:
+        raise NotImplementedError
+
+    def body_moved(self, up: int, down: int, front_ns: int, back_ns: int) -> None:
+        raise NotImplementedError
+
+    def body_over(self, conn: BackConnection, down: bool) -> None:
+        raise NotImplementedError
+
+    def copy_on(self, rest: bytes) -> None:
+        raise NotImplementedError
+
+    def response_cut(self, short: bool) -> None:
+        raise NotImplementedError
+
+    def request_cut(self, short: bool) -> None:
+        raise NotImplementedError
+
+    def _watch(self, interest: int) -> None:
+        raise NotImplementedError
+
+    def _front_broken(self) -> None:
+        raise NotImplementedError
+
+    def _upstream_lost(self) -> None:
+        raise NotImplementedError
 
     def _on_timer(self, now: int) -> None:
         raise NotImplementedError
