@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.http_wire import HttpClient, ScriptedBackend, Wire, answer_ok, read_head, read_request
+from harness.http_wire import (
+    HttpClient,
+    ScriptedBackend,
+    Wire,
+    answer_ok,
+    read_head,
+    read_request,
+    turned_away,
+)
 from harness.line_client import LineClient
 from harness.proc import Tidegate, tcp_config
 from harness.waiting import wait_until
@@ -26,6 +34,7 @@ from harness.waiting import wait_until
 from tidegate.http.proxyproto import encode_v1, encode_v2
 
 TRUST = ["127.0.0.0/8"]
+PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SOURCE, DESTINATION = ("203.0.113.9", 4711), ("198.51.100.1", 443)
 
 
@@ -120,19 +129,19 @@ def test_connections_per_client(protocol: str) -> None:
     with ScriptedBackend() as backend, proxy([backend.address], protocol=protocol, limits=limits) as gate:
         first, second = HttpClient(gate.port()), HttpClient(gate.port())
         assert first.get().status == second.get().status == 200
-        with HttpClient(gate.port()) as third:
-            if protocol == "http":
+        if protocol == "http":
+            with HttpClient(gate.port()) as third:
                 assert third.get().status == 429
                 assert third.ended
-            else:
-                assert third.rest() == b""
+        else:
+            assert turned_away(gate.port()) == b""
         with HttpClient(gate.port(), source="127.0.0.7") as other:
             assert other.get().status == 200
         first.close()
         second.close()
 
         def free_again() -> bool:
-            with HttpClient(gate.port()) as client, contextlib.suppress(OSError, EOFError):
+            with contextlib.suppress(OSError, EOFError), HttpClient(gate.port()) as client:
                 return client.get().status == 200
             return False
 
@@ -161,16 +170,11 @@ def test_a_proxy_header_says_who_the_client_is(version: str) -> None:
                 for byte in header:
                     client.send(bytes([byte]))
                 assert client.get().status == 200
-            with HttpClient(gate.port()) as client:  # none
-                with contextlib.suppress(OSError):
-                    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert client.rest() == b""
+            assert turned_away(gate.port(), PLAIN) == b""
         assert len(seen) == 3
         with proxy([backend.address], proxy_protocol=version) as gate:  # nobody is trusted
-            with HttpClient(gate.port()) as client:
-                with contextlib.suppress(OSError):
-                    client.send(header + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert client.rest() == b""
+            assert turned_away(gate.port(), header + PLAIN) == b""
+            assert gate.listener()["ended"]["bad_proxy_header"] == 1
         assert len(seen) == 3
 
 
@@ -393,5 +397,5 @@ def test_tcp_clients_behind_a_proxy_header() -> None:
                 client.sock.sendall(encode_v1(SOURCE, DESTINATION) + b"first\n")
                 assert client.hear() == "FIRST"
                 assert client.ask("more") == "MORE"
-            with LineClient(gate.port()) as client, pytest.raises((EOFError, OSError)):
+            with pytest.raises((EOFError, ConnectionError)), LineClient(gate.port()) as client:
                 client.ask("GET /")

@@ -187,6 +187,18 @@ class HttpClient(Wire):
         return self.ask(head.encode("latin-1"), method)
 
 
+def turned_away(port: int, data: bytes = b"", source: str = "") -> bytes:
+    """All that a client got that the proxy may reset whenever it likes: connect() may already fail by it.
+
+    Raises TimeoutError when the connection is not ended.
+    """
+    with contextlib.suppress(ConnectionError), HttpClient(port, source=source) as client:
+        with contextlib.suppress(ConnectionError):
+            client.send(data)
+        return client.rest()
+    return b""
+
+
 def answer_ok(wire: Wire) -> None:
     """Answers every request with what it asked for."""
     while True:
