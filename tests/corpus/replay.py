@@ -85,6 +85,7 @@ class Played:
     error: RequestError | None = None
     pending: bool = False  # the client's bytes ended inside a request
     requests: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)  # method, target, host
+    starts: list[int] = field(default_factory=list)  # where in `sent` each begins
 
 
 def form(via: str = "tidegate") -> RequestForm:
@@ -120,6 +121,7 @@ def _feed(parser: RequestParser, data: bytes, peer: Peer, writer: RequestForm, p
             head = writer.head(request, peer, None, 1_700_000_000_000_000)
             if parser.state == BODY:
                 head += parser.receive_body(b"")
+            played.starts.append(len(played.sent))
             played.sent += head
             played.requests.append((request.method, request.raw_target, request.host))
         data = b""
@@ -131,6 +133,13 @@ def _feed(parser: RequestParser, data: bytes, peer: Peer, writer: RequestForm, p
         parser.next()
         if not parser.rest:
             return
+
+
+def whole_part(played: Played) -> bytes:
+    """What was sent, without a last request that was cut off or refused in its body."""
+    if played.error is None and not played.pending:
+        return played.sent
+    return played.sent if len(played.starts) == played.whole else played.sent[: played.starts[-1]]
 
 
 @dataclass(frozen=True, slots=True)
