@@ -11,11 +11,16 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 REPORT = "/seen?clear"
 """The target that gives the report; tests have no other use for it."""
+
+PATTERN = bytes(range(256)) * 256
 
 KEPT_BYTES = 4096
 """Bodies up to this length are told whole."""
@@ -70,12 +75,23 @@ def report() -> bytes:
     return json.dumps(taken).encode()
 
 
+def download(target: str) -> Iterator[bytes] | None:
+    """The body of `/bytes/N`: N bytes without a length given, for the server to frame."""
+    if not target.startswith("/bytes/"):
+        return None
+    left = int(target.removeprefix("/bytes/"))
+    return (PATTERN[: min(left - at, len(PATTERN))] for at in range(0, left, len(PATTERN)))
+
+
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     target = environ["RAW_URI"]
     if target == REPORT:
         answer = report()
         start_response("200 OK", [("Content-Length", str(len(answer)))])
         return [answer]
+    if (pieces := download(target)) is not None:
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return pieces
     body = Body()
     left = int(environ["CONTENT_LENGTH"]) if environ.get("CONTENT_LENGTH") else None
     if left is not None or environ.get("HTTP_TRANSFER_ENCODING"):
@@ -88,14 +104,18 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [b"seen"]
 
 
-async def asgi(
-    scope: dict[str, Any],
-    receive: Callable[[], Awaitable[dict[str, Any]]],
-    send: Callable[[dict[str, Any]], Awaitable[None]],
-) -> None:
-    assert scope["type"] == "http", scope["type"]
+async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await websocket(scope, receive, send)
+        return
     query = scope["query_string"].decode("latin-1")
     target = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+    if (pieces := download(target)) is not None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
     if target == REPORT:
         answer, fields = report(), []
     else:
@@ -111,3 +131,18 @@ async def asgi(
     fields.append((b"content-length", b"%d" % len(answer)))
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     await send({"type": "http.response.body", "body": answer})
+
+
+async def websocket(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Echoes; closes with 4001 on "bye"; refuses what is not for /echo."""
+    await receive()
+    if scope["path"] != "/echo":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        text, data = event.get("text"), event.get("bytes")
+        if text == "bye":
+            await send({"type": "websocket.close", "code": 4001})
+            return
+        await send({"type": "websocket.send", **({"bytes": data} if text is None else {"text": text})})
