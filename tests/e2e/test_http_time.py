@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness.http_wire import HttpClient, ScriptedBackend, Wire, read_head, read_request
+from harness.http_wire import HttpClient, ScriptedBackend, Wire, read_request
 from harness.proc import Tidegate, tcp_config
+from harness.processes import stat
+from harness.slow_clients import SlowClients
 from harness.waiting import wait_until
 
 
@@ -143,14 +145,43 @@ def test_a_reload_changes_the_rules_of_a_kept_alive_connection() -> None:
             assert client.get("/y").status == 200
 
 
-def test_slow_loris_clients_leave_nothing_behind() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="500ms") as gate:
-        slow = [HttpClient(gate.port()) for _ in range(200)]
-        for client in slow:
-            client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\nX: ")
+def test_slow_loris_clients_hinder_nobody_and_leave_nothing_behind() -> None:
+    """Each sends a byte every 100 ms, which does not prolong its time; everybody else is served meanwhile."""
+    count, request_timeout_s = 300, 2.0
+    with ScriptedBackend() as backend, proxy(backend, request_timeout=f"{request_timeout_s}s") as gate:
+        (worker,) = gate.worker_pids()
+        memory: list[int] = []
+
+        def round_of_slow_ones() -> None:
+            begun = time.monotonic()
+            asked = 0
+            with SlowClients(gate.port(), count, interval_ms=100) as slow:
+                with HttpClient(gate.port()) as kept:
+                    while time.monotonic() < begun + request_timeout_s / 2:
+                        assert kept.get("/kept").status == 200
+                        with HttpClient(gate.port()) as fresh:
+                            assert fresh.get("/fresh").status == 200
+                        asked += 1
+                    counts = slow.counts()
+                    assert counts["sent"] > count  # they do trickle
+                    wait_until(lambda: not slow.counts()["open"], 10, "the slow ones' end")
+                    assert kept.get("/kept").status == 200
+                assert slow.counts()["answered_408"] == count
+            assert asked > 5
+            wait_until(lambda: gate.listener()["sessions"] == 0, 5, "the sessions' end")
+            seen = stat(worker)
+            assert seen is not None
+            memory.append(seen.rss_bytes)
+
         with HttpClient(gate.port()) as client:
             assert client.get().status == 200
-        for client in slow:
-            assert read_head(client).status == 408
-            client.close()
-        wait_until(lambda: gate.listener()["sessions"] == 0, 10, "the sessions' end")
+        wait_until(lambda: gate.listener()["sessions"] == 0, 5, "the first session's end")
+        files = len(os.listdir(f"/proc/{worker}/fd"))
+        for _ in range(3):
+            round_of_slow_ones()
+        ended = gate.listener()["ended"]
+        assert ended["request_timeout"] == 3 * count
+        assert ended["internal_error"] == 0
+        wait_until(lambda: len(os.listdir(f"/proc/{worker}/fd")) == files, 5, "the descriptors to come back")
+        # the first round's sessions made the interpreter's arenas; the later ones live in them
+        assert memory[2] - memory[1] < 128 << 10  # bytes: less than half a KiB for each slow one
