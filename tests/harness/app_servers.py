@@ -57,6 +57,11 @@ class AppServer(Reporter):
         self._child: Child | None = None
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Also after its process was killed: again on the same port."""
         self._child = Child(
             [sys.executable, "-m", *self._arguments],
             Path(self._directory.name) / "log",
@@ -68,7 +73,6 @@ class AppServer(Reporter):
             error.add_note(f"--- output of {self.name}\n{self.output()}")
             self._stop()
             raise
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
