@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from corpus.replay import Case, own_cases, play, shared_cases, understood
+from corpus.replay import NO_SHARED, Case, own_cases, play, shared_cases, understood
 from harness.http_wire import HttpClient, ScriptedBackend
 from harness.proc import Tidegate, tcp_config
 
@@ -92,7 +92,7 @@ def test_own_corpus_through_the_proxy(proxy: Proxy, case: Case) -> None:
     check(proxy, case)
 
 
-@pytest.mark.skipif(not SHARED, reason="no shared corpus beside this repository")
+@pytest.mark.skipif(not SHARED, reason=NO_SHARED)
 @pytest.mark.parametrize("case", SHARED, ids=[case.name for case in SHARED])
 def test_shared_corpus_through_the_proxy(proxy: Proxy, case: Case) -> None:
     check(proxy, case)
