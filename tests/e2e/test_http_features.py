@@ -231,6 +231,31 @@ def test_the_access_log_tells_of_every_request_and_reopens() -> None:
             wait_until(lambda: "/three" in path.read_text(), 5, "its line in the new file")
 
 
+def test_the_access_log_counts_the_bytes_of_each_request_and_response() -> None:
+    """Heads and bodies as they came, however the kernel cut them: each byte belongs to one request."""
+    requests = [
+        b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+        b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\n\r\n",
+        b"PUT /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000,
+        b"BAD\r\n\r\n",
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        log = {"path": str(path), "format": "json"}
+        listener = {"access_log": log, "proxy_protocol": "v1", "trusted": TRUST}
+        with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+            with HttpClient(gate.port()) as client:
+                client.send(encode_v1(SOURCE, DESTINATION) + b"".join(requests))
+                answers = client.rest()
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 5, 5, "five lines")
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            assert [line["bytes_in"] for line in lines] == [len(request) for request in requests]
+            assert sum(line["bytes_out"] for line in lines) == len(answers)
+            assert gate.listener()["bytes_in"] == sum(map(len, requests))
+
+
 def test_a_sticky_cookie_keeps_a_client_on_its_backend() -> None:
     with named("a") as a, named("b") as b:
         cluster = {"sticky": {"cookie": "GATE"}, "balance": "round_robin"}

@@ -27,6 +27,7 @@ from tidegate.session.http_front import HEAD_RECV
 from tidegate.session.http_response import ResponseSide
 from tidegate.session.http_state import (
     BACKOFF,
+    BYTES_IN,
     CLOSED,
     CONNECTING,
     DURATION,
@@ -130,6 +131,8 @@ class HttpSession(ResponseSide):
         else:
             self._known_client(self.peer[0])
         if reader.rest:
+            self.ctx.words[BYTES_IN] += len(reader.rest)
+            self._bytes_in += len(reader.rest)
             self._heads(reader.rest)
         else:
             self._read_head()
@@ -149,6 +152,8 @@ class HttpSession(ResponseSide):
         http = self.ctx.http
         assert http is not None
         before, self.http = self.http, http
+        if before.log is None:
+            self._bytes_in = 0
         self._parser.forget()
         if before.site.connections is not http.site.connections:
             if self._counted and before.site.connections is not None:
@@ -208,7 +213,9 @@ class HttpSession(ResponseSide):
             record.path = request.raw_target
             record.request_id = request.id
         record.status = self._status
-        record.bytes_in = self._bytes_in
+        unread = len(self._parser.rest)
+        record.bytes_in = self._bytes_in - unread
+        self._bytes_in = unread
         record.bytes_out = self._bytes_out
         if self._first_request:
             record.queue_age_ns = self.started_ns - self.established_ns
@@ -226,7 +233,6 @@ class HttpSession(ResponseSide):
         if log.dropped:
             self.ctx.words[LOG_DROPPED] += log.dropped
             log.dropped = 0
-        self._bytes_in = 0
 
     # time
 

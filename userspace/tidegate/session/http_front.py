@@ -133,6 +133,7 @@ class FrontSide(HttpState):
         ctx.words[BYTES_IN] += len(data)
         if self.http is not ctx.http:
             self._adopt_configuration()
+        self._bytes_in += len(data)
         self._heads(data)
 
     def _heads(self, data: bytes) -> None:

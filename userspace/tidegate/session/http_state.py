@@ -157,7 +157,8 @@ class HttpState(Queued):
         self._backend: BackendState | None = None
         self._entered: Gate[Queued] | None = None  # where it holds a place
         self._proxy: ProxyReader | None = None
-        self._bytes_in = self._bytes_out = 0
+        self._bytes_in = 0  # read, of requests that are not in the access log yet
+        self._bytes_out = 0
         self._fault = ""  # what exactly was wrong with a request or response, for the log
         self._proxied: ProxyHeader | None = None  # who the client is, by its PROXY header
         self._wake_ns = 0  # CONNECTING, BACKOFF, LINGER: when it ends
