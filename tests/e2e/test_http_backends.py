@@ -15,20 +15,14 @@ from typing import Any
 
 import pytest
 from harness.app_servers import uvicorn
-from harness.backend_table import ROWS, Script, Site, running
+from harness.http_table import Script, Site, Table, running
 from harness.http_wire import HttpClient, Message, ScriptedBackend, Wire, answer_ok, read_head, read_request
 from harness.ports import free_port
 from harness.waiting import wait_until
 
 OK = b"HTTP/1.1 200 OK\r\n"
-TRIED: set[str] = set()
-
-
-def row(text: str) -> Any:
-    """Marks the test of a row; the test gets its text."""
-    assert text in ROWS, f"no such row in docs/http.md: {text}"
-    TRIED.add(text)
-    return pytest.mark.parametrize("row", [pytest.param(text, id=text.split(",")[0].replace(" ", "-"))])
+TABLE = Table("The backend | The client gets")
+ROWS, row = TABLE.ends, TABLE.row
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +49,7 @@ def shared() -> Iterator[Site]:
             "none": {"backends": ["nowhere.invalid:80"], **patient},
             "either": {"backends": [gone, backend.address], **patient},
         }
-        yield stack.enter_context(running(clusters, backend))
+        yield stack.enter_context(running(TABLE, clusters, backend))
 
 
 @pytest.fixture
@@ -222,7 +216,7 @@ def test_an_unusable_head(site: Site, row: str, name: str) -> None:
         site.ended(row, "bad_response")
         site.script(answer_ok)
         assert client.get("/next").body == b"GET /next"
-        site.lines(1)
+        assert site.lines(1)[0]["end"] == "done"  # the fault is not said of the next request
 
 
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
@@ -446,7 +440,7 @@ def before(address: str) -> Iterator[Site]:
     """A proxy of its own before a real server."""
     with (
         ScriptedBackend() as unused,
-        running({"plain": {"backends": [address], "retries": 1}}, unused) as site,
+        running(TABLE, {"plain": {"backends": [address], "retries": 1}}, unused) as site,
     ):
         yield site
 
@@ -462,4 +456,4 @@ def test_it_still_serves_and_counts_what_it_logs(site: Site) -> None:
 
 
 def test_every_row_of_the_table_is_tried() -> None:
-    assert set(ROWS) == TRIED
+    assert set(ROWS) == TABLE.tried

@@ -210,13 +210,16 @@ def test_the_access_log_tells_of_every_request_and_reopens() -> None:
         os.chmod(directory, 0o755)
         path = Path(directory) / "access.log"
         log = {"path": str(path), "format": "json"}
-        with ScriptedBackend() as backend, proxy([backend.address], access_log=log) as gate:
+        routes = [{"path": {"exact": "/own"}, "deny": 404}]
+        with ScriptedBackend() as backend, proxy([backend.address], access_log=log, route=routes) as gate:
             with HttpClient(gate.port()) as client:
                 client.get("/one", "X-Request-Id: my-id")
                 client.get("/two")
+                assert client.get("/own").status == 404
                 client.ask(b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n")
-            wait_until(lambda: path.exists() and path.read_text().count("\n") == 3, 5, "three lines")
-            one, two, bad = [json.loads(line) for line in path.read_text().splitlines()]
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 4, 5, "four lines")
+            one, two, own, bad = [json.loads(line) for line in path.read_text().splitlines()]
+            assert (own["status"], own["path"], own["backend"], own["request_id"]) == (404, "/own", "", "")
             assert (one["method"], one["path"], one["status"], one["end"]) == ("GET", "/one", 200, "done")
             assert one["request_id"] == "my-id" and one["backend"] == backend.address
             assert one["client"] == "127.0.0.1" and one["queue_age_us"] is not None

@@ -1,4 +1,4 @@
-"""Timeouts of clients, draining, reload, and clients that leave."""
+"""Half-closed clients, draining, reload, slow-loris. Timeouts are rows of the table in test_http_clients."""
 
 # ruff: noqa: SIM117 - a proxy, then its clients: two levels say more than one line
 
@@ -24,80 +24,6 @@ def proxy(backend: ScriptedBackend, cluster: Any = None, **listener: Any) -> Ite
     config = tcp_config([backend.address], protocol="http", cluster=cluster, **listener)
     with Tidegate(config) as gate:
         yield gate
-
-
-def test_a_trickled_head_gets_408_in_the_time_of_one() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="600ms") as gate:
-        with HttpClient(gate.port()) as client:
-            begun = time.monotonic()
-            with contextlib.suppress(OSError):
-                for byte in b"GET / HTTP/1.1\r\nHost: a.example\r\nX-Slow: " + b"x" * 200:
-                    client.send(bytes([byte]))
-                    client.sock.settimeout(0.02)
-                    try:
-                        client.more()
-                        break
-                    except TimeoutError:
-                        continue
-            client.sock.settimeout(5)
-            assert client.response().status == 408
-            took = time.monotonic() - begun
-            assert 0.5 < took < 3
-            assert client.ended
-        assert backend.seen == b""
-
-
-def test_silence_from_the_beginning_is_closed_without_an_answer() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="200ms") as gate:
-        with HttpClient(gate.port()) as client:
-            assert client.rest() == b""
-        wait_until(lambda: gate.listener()["ended"]["request_timeout"] == 1, 5, "its reason")
-
-
-def test_an_idle_kept_alive_connection_is_closed_without_an_answer() -> None:
-    with ScriptedBackend() as backend, proxy(backend, keepalive_timeout="200ms") as gate:
-        with HttpClient(gate.port()) as client:
-            assert client.get().status == 200
-            assert client.rest() == b""
-        wait_until(lambda: gate.listener()["ended"]["idle"] == 1, 5, "its reason")
-
-
-def test_the_second_head_has_a_time_of_its_own() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="300ms") as gate:
-        with HttpClient(gate.port()) as client:
-            for _ in range(3):
-                assert client.get().status == 200
-                time.sleep(0.4)
-            client.send(b"GET / HTTP/1.1\r\nHo")
-            assert client.response().status == 408
-
-
-def test_a_stalled_upload_gets_408_and_the_backend_no_whole_request() -> None:
-    with ScriptedBackend() as backend, proxy(backend, front_timeout="300ms") as gate:
-        with HttpClient(gate.port()) as client:
-            client.send(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 10\r\n\r\nabc")
-            assert client.response().status == 408
-            assert client.ended
-        wait_until(lambda: backend.wires[0].sock.fileno() == -1, 5, "the backend connection's end")
-        assert backend.seen.endswith(b"\r\n\r\nabc")
-
-
-def test_a_client_that_leaves_takes_its_request_along() -> None:
-    gone = threading.Event()
-
-    def script(wire: Wire) -> None:
-        read_request(wire)
-        with contextlib.suppress(OSError, EOFError):
-            wire.more()
-        gone.set()
-
-    with ScriptedBackend(script) as backend, proxy(backend) as gate:
-        client = HttpClient(gate.port())
-        client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
-        wait_until(lambda: backend.seen.endswith(b"\r\n\r\n"), 5, "the request")
-        client.close()
-        assert gone.wait(5)
-        wait_until(lambda: gate.listener()["ended"]["client_gone"] == 1, 5, "its reason")
 
 
 def test_a_half_closed_client_is_served_where_that_is_allowed() -> None:

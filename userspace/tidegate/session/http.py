@@ -18,7 +18,7 @@ from tidegate import logs
 from tidegate.http.accesslog import Record
 from tidegate.http.proxyproto import ProxyError, ProxyReader
 from tidegate.http.ratelimit import retry_after_s
-from tidegate.http.reader import BODY, FAILED
+from tidegate.http.reader import BODY
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import reset, show_token
@@ -194,7 +194,9 @@ class HttpSession(ResponseSide):
 
     # the access log
 
-    def _begin_record(self) -> None:
+    def _begin_record(self, *, named: bool = True) -> None:
+        self._named = named
+        self._request.id = b""  # it has none unless it goes to a backend
         self._connect_ns = self._first_byte_ns = -1
         self._served_by = None
         self._bytes_out = 0
@@ -207,13 +209,13 @@ class HttpSession(ResponseSide):
         record.time_ns = now + http.epoch_offset_ns(now)
         record.client = self._peer.address.decode("ascii")
         record.listener = http.listener.name
-        if self._parser.state != FAILED:
+        if self._named:
             record.method = request.method
             record.host = request.host
             record.path = request.raw_target
             record.request_id = request.id
         record.status = self._status
-        unread = len(self._parser.rest)
+        unread = len(self._parser.rest) if self._named else 0  # the next request's
         record.bytes_in = self._bytes_in - unread
         self._bytes_in = unread
         record.bytes_out = self._bytes_out

@@ -1,4 +1,4 @@
-"""The table of docs/http.md that says what becomes of a backend's misbehaviour, and a proxy to try it on."""
+"""The tables of docs/http.md that say what becomes of misbehaviour, and a proxy to try them on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.http_wire import HttpClient, ScriptedBackend, Wire
 from harness.ports import free_port
 from harness.proc import Tidegate
@@ -21,24 +23,33 @@ DOC = Path(__file__).parents[2] / "docs" / "http.md"
 Script = Callable[[Wire], None]
 
 
-def table() -> dict[str, set[str]]:
-    """Row by row of the backend table, the ends it names."""
-    section = DOC.read_text().split("| The backend | The client gets |")[1].split("\n\n")[0]
-    rows = {}
-    for line in section.splitlines()[2:]:
-        what, _gets, ends = (cell.strip() for cell in line.strip("|").split("|"))
-        rows[what] = set(re.findall(r"`(\w+)`", ends))
-    return rows
+class Table:
+    """One table: its first column says who does what, its last names the ends. And which rows were tried."""
 
+    def __init__(self, heading: str) -> None:
+        section = DOC.read_text().split(f"| {heading} |")[1].split("\n\n")[0]
+        self.ends: dict[str, set[str]] = {}
+        self.tried: set[str] = set()
+        for line in section.splitlines()[2:]:
+            what, _gets, ends = (cell.strip() for cell in line.strip("|").split("|"))
+            self.ends[what] = set(re.findall(r"`(\w+)`", ends))
 
-ROWS = table()
+    def row(self, text: str) -> Any:
+        """Marks the test of a row; the test gets its text as `row`."""
+        assert text in self.ends, f"no such row in {DOC.name}: {text}"
+        self.tried.add(text)
+        name = text.split(",")[0].replace(" ", "-")
+        return pytest.mark.parametrize("row", [pytest.param(text, id=name)])
 
 
 class Site:
     """A proxy, a scripted backend that its clusters have between them, and the access log."""
 
-    def __init__(self, gate: Tidegate, backend: ScriptedBackend, log: Path, metrics: str) -> None:
+    def __init__(
+        self, table: Table, gate: Tidegate, backend: ScriptedBackend, log: Path, metrics: str
+    ) -> None:
         self.gate = gate
+        self.table = table
         self.backend = backend
         self._log = log
         self._metrics = metrics
@@ -84,13 +95,18 @@ class Site:
         """The next request's line; it must have ended so, and the table must say so of the row."""
         (line,) = self.lines(1)
         assert line["end"].partition(":")[0] == end
-        assert end in ROWS[row]
+        assert end in self.table.ends[row]
         return line
 
 
 @contextlib.contextmanager
-def running(clusters: dict[str, dict[str, Any]], backend: ScriptedBackend) -> Iterator[Site]:
-    """A proxy with these clusters, and a listener of the same name for each."""
+def running(
+    table: Table,
+    clusters: dict[str, dict[str, Any]],
+    backend: ScriptedBackend,
+    listeners: dict[str, dict[str, Any]] | None = None,
+) -> Iterator[Site]:
+    """A proxy with these clusters, a listener of the same name for each, and settings for some of these."""
     config: dict[str, Any] = {"workers": 1, "drain_timeout": "2s", "cluster": clusters}
     config["metrics"] = f"127.0.0.1:{free_port()}"
     gate = Tidegate(config)
@@ -102,8 +118,9 @@ def running(clusters: dict[str, dict[str, Any]], backend: ScriptedBackend) -> It
             "protocol": "http",
             "cluster": name,
             "access_log": {"path": str(log), "format": "json"},
+            **(listeners or {}).get(name, {}),
         }
         for name in clusters
     ]
     with gate:
-        yield Site(gate, backend, log, config["metrics"])
+        yield Site(table, gate, backend, log, config["metrics"])
