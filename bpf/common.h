@@ -27,6 +27,7 @@
 #define MAP_SPLICE_INDEX 9	/* hash: cookie -> index of the direction that begins there (u32) */
 #define MAP_SPLICE_FLOWS 10	/* array: struct splice_flow */
 #define MAP_SPLICE_SOURCES 11	/* sockhash that splice.c is attached to */
+#define MAP_SPLICE_BELL 12	/* ring buffer: index of a direction (u32) that userspace is to look at */
 
 #define TCP_CLOSE_STATE 7
 #define TCP_CLOSE_WAIT_STATE 8

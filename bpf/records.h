@@ -117,20 +117,25 @@ struct steer_group {
 
 /* one direction of a spliced session: a cache line that its worker writes by plain stores, then one
  * that splice.c writes. Counts are bytes since the direction was made. The kernel redirects while
- * passed == consumed and redirected + consumed + base - (the target's bytes_acked) stays within limit and the target's send buffer */
+ * passed == consumed and redirected + consumed + base - (the target's bytes_acked) stays within limit
+ * and the target's send buffer.
+ * The next byte that the source owes is number begin + redirected + passed of all it ever received. */
 struct splice_flow {
 	__u64 consumed; /* of passed: written to the target by userspace */
 	__u64 limit;	/* bytes that the target may hold unacknowledged; 0: pass everything */
 	__u64 budget;	/* redirected may not exceed it */
 	__u64 base;	/* what had been written to the target before, in its bytes_acked */
 	__u64 target;	/* cookie of the socket that gets the bytes */
-	__u64 user_pad[3];
+	__u64 begin;	/* bytes of the source that were read before the direction was made */
+	__u64 user_pad[2];
 	__u64 redirected;    /* moved to the target by the kernel */
 	__u64 passed;	     /* left to userspace */
 	__u64 held;	     /* what the target held when the kernel last looked */
 	__u64 received_ns;   /* when the last bytes arrived, redirected or passed */
 	__u64 redirected_ns; /* when the last of them were redirected */
-	__u64 kernel_pad[3];
+	__u64 repeated;	     /* bytes that arrived a second time and were cut off */
+	__u64 broken;	     /* bytes that could not be given to anybody: the session must be reset */
+	__u64 kernel_pad;
 };
 
 #endif

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from tidegate.session.splice import Direction, Wait
+from tidegate.session.splice import Direction, LostError, Wait
 
 SEND_BUFFER = 120
 RECEIVE_BUFFER = 150
@@ -34,7 +35,8 @@ class Sock:
         self.arrived = 0  # of it
         self.fin_in = False
         self.fin_out = False
-        self.plain = bytearray()  # the ordinary receive queue
+        self.queue: list[Skb] = []  # the ordinary receive queue
+        self.read = 0  # of the stream, from that queue
         self.passed = bytearray()  # the psock's
         self.mapped = False
         self.backlog: list[bytes] = []  # redirected to us, not in our TCP yet
@@ -45,9 +47,21 @@ class Sock:
     def room(self) -> int:
         return SEND_BUFFER - (len(self.out) - self.acked)
 
+    @property
+    def window(self) -> int:
+        waiting = 0 if self.mapped else self.arrived - self.read
+        return RECEIVE_BUFFER - waiting - len(self.passed)
+
     def shut(self) -> None:
         self.backlog.clear()  # what is still there never gets into TCP
         self.fin_out = True
+
+
+class Skb(NamedTuple):
+    """A piece of the stream, and where in it the piece begins: it may repeat what came before."""
+
+    at: int
+    data: bytes
 
 
 class Port:
@@ -60,9 +74,11 @@ class Port:
         self.limit = limit
         self._redirected = 0
         self._passed = 0
+        self._broken = False
+        self.rung = False
         self.published = 0  # consumed
         self.base = len(target.out)
-        self.read_before = source.arrived - len(source.plain)
+        self.read_before = source.read
 
     # the kernel's side
 
@@ -75,15 +91,30 @@ class Port:
     def may_redirect(self, size: int) -> bool:
         return self._passed == self.published and self.held() + size <= self.limit
 
-    def verdict(self, skb: bytes) -> None:
-        if not skb:
+    def repeated(self, skb: Skb) -> int:
+        return self.read_before + self._redirected + self._passed - skb.at
+
+    def verdict(self, skb: Skb) -> None:
+        if not skb.data:
             return
-        if self.may_redirect(len(skb)):
-            self._redirected += len(skb)
-            self.target.backlog.append(skb)
+        again = self.repeated(skb)
+        if again < 0:
+            self._broken = self.rung = True
+            return
+        data = skb.data[again:]
+        if not data:
+            return
+        if self.may_redirect(len(data)):
+            self._redirected += len(data)
+            self.target.backlog.append(data)
         else:
-            self._passed += len(skb)
-            self.source.passed += skb
+            self.ring()
+            self._passed += len(data)
+            self.source.passed += data
+
+    def ring(self) -> None:
+        if self._passed == self.published:
+            self.rung = True
 
     # Direction's side
 
@@ -97,8 +128,13 @@ class Port:
         self._world.something()
         return self._passed
 
-    def expect(self, total: int) -> None:
-        self._passed = total
+    @property
+    def broken(self) -> bool:
+        return self._broken
+
+    def begin(self, read: int, consumed: int) -> None:
+        self._passed = read
+        self.published = consumed
 
     def consume(self, total: int) -> None:
         self._world.something()
@@ -123,11 +159,17 @@ class Ends:
     def read(self) -> memoryview:
         self._world.something()
         source = self._port.source
-        for queue in (source.passed, source.plain):
-            if queue:
-                data = bytes(queue[: self._world.buffer])
-                del queue[: len(data)]
-                return memoryview(bytearray(data))
+        if source.passed:
+            data = bytes(source.passed[: self._world.buffer])
+            del source.passed[: len(data)]
+            return memoryview(bytearray(data))
+        if source.queue:  # recv() knows where it is in each skb
+            skb = source.queue[0]
+            data = skb.data[source.read - skb.at :][: self._world.buffer]
+            source.read += len(data)
+            while source.queue and source.queue[0].at + len(source.queue[0].data) <= source.read:
+                del source.queue[0]
+            return memoryview(bytearray(data))
         if source.fin_in:
             return memoryview(b"")
         raise BlockingIOError
@@ -141,27 +183,16 @@ class Ends:
         target.out += data[:size]
         return size
 
-    def drain(self) -> tuple[bytes, bool]:
-        self._world.something()
-        source = self._port.source
-        queue = source.passed or source.plain
-        data = bytes(queue)
-        queue.clear()
-        if not data and source.fin_in:
-            return b"", False
-        return data, True
-
     def enter(self) -> None:
         self._world.something()
         source = self._port.source
         if source.fin_in or source.fin_out:
             raise OSError("not established")
         source.mapped = True
-        # SO_RCVLOWAT: what came meanwhile goes through the verdict
-        waiting = bytes(source.plain)
-        source.plain.clear()
-        for at in range(0, len(waiting), LARGEST):
-            self._port.verdict(waiting[at : at + LARGEST])
+        # SO_RCVLOWAT: what came meanwhile goes through the verdict, skb by skb, read in part or not
+        waiting, source.queue = source.queue, []
+        for skb in waiting:
+            self._port.verdict(skb)
 
 
 class World:
@@ -181,9 +212,11 @@ class World:
         self.socks = (Sock(stream(1, up)), Sock(stream(2, down)))
         front, back = self.socks
         self.ports = (self.port_type(self, front, back, limit), self.port_type(self, back, front, limit))
-        self.directions = tuple(self.direction_type(port, Ends(self, port), limit) for port in self.ports)
-        self._enter_at = list(enter_at)
-        self.finished = [False, False]
+        self.directions = tuple(
+            self.direction_type(port, Ends(self, port), at)
+            for port, at in zip(self.ports, enter_at, strict=True)
+        )
+        self._waits = [Wait.AGAIN, Wait.AGAIN]
         self.over = False  # the script is: from here on the kernel does everything at once
 
     # what happens by itself
@@ -205,10 +238,6 @@ class World:
         elif kind == 6:
             self._fin(which)
 
-    def _draw(self) -> int:
-        """A number for a decision that is not the kernel's."""
-        return next(self._script, 1)
-
     def everything(self) -> None:
         for which in (0, 1):
             self._arrive(which, LARGEST)
@@ -218,18 +247,20 @@ class World:
 
     def _arrive(self, which: int, size: int) -> None:
         sock, port = self.socks[which], self.ports[which]
-        size = min(size, RECEIVE_BUFFER - len(sock.plain) - len(sock.passed))
-        skb = sock.peer_sends[sock.arrived : sock.arrived + max(0, size)]
-        if not skb or sock.fin_in:
+        data = sock.peer_sends[sock.arrived : sock.arrived + max(0, min(size, sock.window))]
+        if not data or sock.fin_in:
             return
-        sock.arrived += len(skb)
+        # sent again with something new behind it: every third
+        again = min(sock.arrived, size) if size % 3 == 0 else 0
+        skb = Skb(sock.arrived - again, sock.peer_sends[sock.arrived - again : sock.arrived] + data)
+        sock.arrived += len(data)
         if sock.mapped:
             port.verdict(skb)
             held = sum(map(len, port.target.backlog)) + len(port.target.out) - port.target.acked
             if held > max(self.limit, SEND_BUFFER):
                 raise Broken(f"the target holds {held} of {self.limit}")
         else:
-            sock.plain += skb
+            sock.queue.append(skb)
 
     def _work(self, which: int, size: int) -> None:
         sock = self.socks[which]
@@ -250,29 +281,38 @@ class World:
         if sock.arrived == len(sock.peer_sends) and not sock.fin_in:
             sock.fin_in = True
             if sock.mapped:
-                self.ports[which].verdict(b"")
+                self.ports[which].verdict(Skb(sock.arrived, b""))
 
     # what the engine does
 
     def turn(self) -> None:
+        self.something()
         for which, direction in enumerate(self.directions):
-            if self.finished[which]:
+            if not self._due(which):
                 continue
-            wait = direction.step()
-            if direction.paused and direction.pending is None:
-                if self.over or self._draw() & 1:
-                    direction.resume()
+            try:
+                wait = self._waits[which] = direction.step()
+            except LostError:
+                raise Broken("missing bytes") from None
             if wait & Wait.END:
                 self.ports[which].target.shut()
-                self.finished[which] = True
-            elif direction.read >= self._enter_at[which] and not direction.joined and not direction.paused:
-                direction.enter()
-                self._enter_at[which] = 2 * direction.read + 1
+
+    def _due(self, which: int) -> bool:
+        """Whether the engine would call: it is told of little once the kernel has the source."""
+        wait, port = self._waits[which], self.ports[which]
+        if wait is Wait.BELL:
+            rung, port.rung = port.rung, False
+            return rung or port.source.fin_in
+        return wait is not Wait.END
+
+    @property
+    def finished(self) -> bool:
+        return all(wait is Wait.END for wait in self._waits)
 
     def run(self) -> None:
         """Raises Broken when anything is lost, out of order, unbounded, stalled, or credit is missing."""
         turns = 0
-        while not all(self.finished):
+        while not self.finished:
             self.turn()
             if self.over:
                 self._busy = True

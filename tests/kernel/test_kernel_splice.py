@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import select
 import socket
 import struct
 import time
@@ -12,13 +13,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from harness.kernel_sockets import in_netns
+from harness.raw_tcp import RawClient, silence_resets
 from harness.waiting import wait_until
 
-from tidegate.kernel import kernel_types, tcp_info
+from tidegate.kernel import kernel_types, maps, tcp_info
 from tidegate.kernel.loader import SPLICE, Objects, compile_programs
+from tidegate.kernel.records import SpliceFlow
 from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
 from tidegate.session import splice_check
-from tidegate.session.splice import Direction, Wait
+from tidegate.session.splice import Direction, LostError, Wait
 from tidegate.session.splice_ends import SocketEnds
 
 pytestmark = pytest.mark.bpf
@@ -60,9 +64,9 @@ class Lane:
         passive.settimeout(5)
         return active, passive
 
-    def direction(self, flow: KernelFlow, limit: int = CREDIT) -> Direction:
+    def direction(self, flow: KernelFlow) -> Direction:
         buffer = bytearray(65536)
-        return Direction(flow, SocketEnds(buffer, memoryview(buffer), self.splicing, flow), limit)
+        return Direction(flow, SocketEnds(buffer, memoryview(buffer), self.splicing, flow))
 
 
 @contextmanager
@@ -109,6 +113,134 @@ def test_bytes_before_the_entry_are_moved_by_it_once(splicing: Splicing) -> None
         it.client.sendall(b" bird")
         assert receive(it.server, 10) == b"early bird"
         assert it.up.redirected == 10
+
+
+@pytest.mark.parametrize("size", [5, 30_000])
+def test_bytes_that_were_read_in_part_are_moved_once(splicing: Splicing, size: int) -> None:
+    data = random.Random(5).randbytes(size)
+    with lane(splicing, limit=MIB) as it:
+        it.client.sendall(data)
+        wait_until(lambda: tcp_info.progress(it.front).received == size, 5, "the bytes")
+        first = it.front.recv(size * 2 // 3)
+        it.back.sendall(first)
+        it.up.begin(len(first), len(first))
+        splicing.enter(it.up)
+        it.client.sendall(b" and more")
+        assert receive(it.server, size + 9) == data + b" and more"
+        assert it.up.passed == len(first)
+        assert it.up.redirected == size - len(first) + 9
+        assert it.up.repeated == len(first)  # all of it was one skb
+
+
+def test_what_was_read_before_the_session_was_joined_is_not_moved(splicing: Splicing) -> None:
+    with ExitStack() as stack:
+        client, front = Lane._pair(stack, "127.0.0.1")
+        back, server = Lane._pair(stack, "127.0.0.1")
+        client.sendall(b"head: ours\n\nbody")
+        wait_until(lambda: tcp_info.progress(front).received == 16, 5, "the bytes")
+        assert front.recv(12) == b"head: ours\n\n"
+        up, down = splicing.join(front, back, CREDIT)
+        stack.callback(splicing.release, (up, down))
+        splicing.enter(up)
+        client.sendall(b" of it")
+        assert receive(server, 10) == b"body of it"
+        assert (up.redirected, up.repeated, up.broken) == (10, 12, False)
+
+
+def repeating(client: RawClient) -> bytes:
+    """Sends the stream in segments that repeat one another; what it is."""
+    data = random.Random(6).randbytes(60_000)
+    client.send(0, data[:1000])
+    client.acknowledged(1000)
+    client.send(500, data[500:1500])  # a segment sent again, with more behind it
+    client.acknowledged(1500)
+    client.send(0, data[:20_000])  # all of it, and more than one cut takes off
+    client.acknowledged(20_000)
+    client.send(30_000, data[30_000:40_000])  # out of order, and then what is missing and more than that
+    client.send(10_000, data[10_000:35_000])
+    client.acknowledged(40_000)
+    client.send(39_999, data[39_999:], fin=True)
+    return data
+
+
+@pytest.mark.parametrize("limit", [MIB, 0])
+def test_what_arrives_twice_is_moved_once(objects: Objects, limit: int) -> None:
+    """TCP keeps a segment whole that repeats bytes which it took in already, in its receive queue."""
+
+    def run() -> None:
+        silence_resets()
+        splicing = Splicing.create(objects)
+        with ExitStack() as stack:
+            stack.callback(splicing.close)
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            client = stack.enter_context(RawClient(listener.getsockname()[1]))
+            front = stack.enter_context(listener.accept()[0])
+            back, server = Lane._pair(stack, "127.0.0.1")
+            front.setblocking(False)
+            back.setblocking(False)
+            flows = splicing.join(front, back, limit)
+            stack.callback(splicing.release, flows)
+            buffer = bytearray(65536)
+            direction = Direction(flows[0], SocketEnds(buffer, memoryview(buffer), splicing, flows[0]))
+            direction.enter()
+            data = repeating(client)
+            wait_until(lambda: bool(direction.step() & Wait.END), 10, "the end")
+            assert receive(server, len(data)) == data
+            assert flows[0].repeated == 500 + 1500 + 10_000 + 5_000 + 1
+            assert direction.moved == len(data)
+            assert (flows[0].redirected == 0) is (limit == 0)
+
+    in_netns(run)
+
+
+def test_the_bell_rings_when_something_is_passed_that_nobody_waits_for(splicing: Splicing) -> None:
+    with lane(splicing, limit=0) as it:
+        splicing.enter(it.up)
+        it.client.sendall(b"one")
+        wait_until(lambda: it.up.passed == 3, 5, "the verdict")
+        it.client.sendall(b"two")
+        wait_until(lambda: it.up.passed == 6, 5, "the verdict")
+        assert select.select([splicing.bell], [], [], 5)[0]
+        assert splicing.bell.take() == [it.up.index]
+        assert not select.select([splicing.bell], [], [], 0)[0]
+        it.up.consume(6)
+        it.client.sendall(b"three")
+        assert select.select([splicing.bell], [], [], 5)[0]
+        assert splicing.bell.take() == [it.up.index]
+        it.up.consume(11)
+        it.up.set_limit(CREDIT)
+        it.client.sendall(b"redirected")
+        assert receive(it.server, 10) == b"redirected"
+        assert splicing.bell.take() == []
+
+
+def test_the_bell_holds_more_than_fits_into_it_at_once(splicing: Splicing) -> None:
+    """It is a ring: its end and its beginning are passed often."""
+    with lane(splicing, limit=0) as it:
+        splicing.enter(it.up)
+        rings = maps.SPLICE_BELL_SIZE // 16 + 100
+        for number in range(1, rings + 1):
+            it.client.send(b"x")
+            deadline = time.monotonic() + 5
+            while not (heard := splicing.bell.take()) and time.monotonic() < deadline:
+                pass
+            assert heard == [it.up.index]
+            assert it.front.recv(10) == b"x"
+            it.up.consume(number)
+
+
+def test_bytes_that_are_missing_break_the_stream(splicing: Splicing) -> None:
+    with lane(splicing) as it:
+        direction = it.direction(it.up)
+        direction.enter()
+        it.up.begin(0, 0)
+        it.up._words[it.up._at + SpliceFlow.begin.offset // 8] = -5 & (1 << 64) - 1
+        it.client.sendall(b"five bytes were lost")
+        assert select.select([splicing.bell], [], [], 5)[0]
+        assert it.up.broken
+        assert it.up.redirected == it.up.passed == 0
+        with pytest.raises(LostError):
+            direction.step()
 
 
 def test_without_credit_it_passes_and_goes_on_when_all_is_consumed(splicing: Splicing) -> None:
@@ -170,8 +302,7 @@ def test_the_end_is_reported_only_when_everything_is_in_the_target(splicing: Spl
     data = random.Random(2).randbytes(4 * MIB)
     with lane(splicing) as it:
         direction = it.direction(it.up)
-        splicing.enter(it.up)
-        direction.joined = True
+        direction.enter()
         it.client.settimeout(0.05)
         sent = 0
         deadline = time.monotonic() + 0.5
@@ -204,7 +335,7 @@ def test_the_end_is_reported_only_when_everything_is_in_the_target(splicing: Spl
 def test_a_source_that_enters_under_fire_loses_nothing(splicing: Splicing) -> None:
     data = random.Random(3).randbytes(8 * MIB)
     with lane(splicing, limit=MIB) as it:
-        direction = it.direction(it.up, MIB)
+        direction = it.direction(it.up)
         view, got = memoryview(data), bytearray()
         for sock in (it.client, it.server):
             sock.setblocking(False)
@@ -216,11 +347,9 @@ def test_a_source_that_enters_under_fire_loses_nothing(splicing: Splicing) -> No
                 view = view[it.client.send(view[: 1 << 17]) :]
             with suppress(BlockingIOError):
                 got += it.server.recv(1 << 17)
-            if turns > 3:
+            if turns == 4:
                 direction.enter()
             direction.step()
-            if direction.paused and direction.pending is None:
-                direction.resume()
         assert bytes(got) == data
         assert direction.joined and it.up.redirected > 0
 

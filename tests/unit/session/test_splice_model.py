@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from harness.splice_model import LARGEST, Broken, Port, World
+from harness.splice_model import LARGEST, Broken, Port, Skb, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,15 +70,6 @@ class EndsBeforeTheBacklogIsEmpty(Direction):
         return Wait.END
 
 
-class ReadsAfterItPaused(Direction):
-    __slots__ = ()
-
-    def resume(self) -> None:
-        if data := self._port.source.plain[:1]:  # type: ignore[attr-defined]
-            self._port.source.passed += data  # type: ignore[attr-defined]
-        super().resume()
-
-
 class ForgetsWhatItPublished(Port):
     def consume(self, total: int) -> None:
         super().consume(total - 1 if total > 200 else total)
@@ -87,6 +78,22 @@ class ForgetsWhatItPublished(Port):
 class OvertakesWhatWasPassed(Port):
     def may_redirect(self, size: int) -> bool:
         return self.held() + size <= self.limit
+
+
+class LeavesWhatComesTwice(Port):
+    def repeated(self, skb: Skb) -> int:
+        return 0
+
+
+class CountsFromTheWrongByte(Port):
+    def begin(self, read: int, consumed: int) -> None:
+        super().begin(read, consumed)
+        self.read_before -= self.read_before > 0 or read > 0
+
+
+class RingsOnlyOnce(Port):
+    def ring(self) -> None:
+        self.rung = self.rung or self._passed == 0
 
 
 class IgnoresTheLimit(Port):
@@ -110,7 +117,9 @@ FAULTS = (
     Fault(OvertakesWhatWasPassed, "out of order"),
     Fault(EndsAtTheFirstEof, "lost"),
     Fault(EndsBeforeTheBacklogIsEmpty, "lost"),
-    Fault(ReadsAfterItPaused, "lost|stalled"),
+    Fault(LeavesWhatComesTwice, "doubled|stalled"),
+    Fault(CountsFromTheWrongByte, "lost|stalled|missing"),
+    Fault(RingsOnlyOnce, "stalled"),
     Fault(ForgetsWhatItPublished, "leaked"),
     Fault(MissesAcks, "leaked"),
     Fault(IgnoresTheLimit, "holds"),

@@ -44,6 +44,7 @@ class MapType(IntEnum):
     SOCKHASH = 18
     REUSEPORT_SOCKARRAY = 20
     SK_STORAGE = 24
+    RINGBUF = 27
 
 
 class ProgType(IntEnum):

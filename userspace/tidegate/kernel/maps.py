@@ -23,6 +23,8 @@ from tidegate.kernel.records import (
 MAX_MOVED = 65536
 # directions that one worker may splice at once, 128 bytes each; two make a session
 MAX_SPLICE_FLOWS = 8192
+# a power of two; a record of a ring buffer takes 16 bytes, and each direction rings twice at most
+SPLICE_BELL_SIZE = 32 * MAX_SPLICE_FLOWS
 
 
 def _records(kind: MapType, record: type[ctypes.Structure], entries: int, name: str, flags: int) -> int:
@@ -59,6 +61,8 @@ def create(number: MapNumber) -> int:
             return bpf.map_create(MapType.SOCKHASH, 8, 8, MAX_SPLICE_FLOWS, "tg_splice_src")
         case MapNumber.SPLICE_INDEX:
             return bpf.map_create(MapType.HASH, 8, 4, MAX_SPLICE_FLOWS, "tg_splice_index")
+        case MapNumber.SPLICE_BELL:
+            return bpf.map_create(MapType.RINGBUF, 0, 0, SPLICE_BELL_SIZE, "tg_splice_bell")
         case MapNumber.SPLICE_FLOWS:
             return _records(MapType.ARRAY, SpliceFlow, MAX_SPLICE_FLOWS, "tg_splice_flows", bpf.F_MMAPABLE)
 

@@ -137,13 +137,16 @@ class SpliceFlow(ctypes.Structure):
         ("budget", c_uint64),
         ("base", c_uint64),
         ("target", c_uint64),
-        ("user_pad", c_uint64 * 3),
+        ("begin", c_uint64),
+        ("user_pad", c_uint64 * 2),
         ("redirected", c_uint64),
         ("passed", c_uint64),
         ("held", c_uint64),
         ("received_ns", c_uint64),
         ("redirected_ns", c_uint64),
-        ("kernel_pad", c_uint64 * 3),
+        ("repeated", c_uint64),
+        ("broken", c_uint64),
+        ("kernel_pad", c_uint64),
     ]
 
 

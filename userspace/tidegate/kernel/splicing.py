@@ -23,10 +23,10 @@ from collections import deque
 from collections.abc import Iterable
 
 from tidegate.kernel import bpf, maps
+from tidegate.kernel.bell import Bell
 from tidegate.kernel.half import socket_cookie
-from tidegate.kernel.kernel_types import member_offset
-from tidegate.kernel.loader import SPLICE, KernelUnavailable, MapNumber, Objects
-from tidegate.kernel.maps import MAX_SPLICE_FLOWS
+from tidegate.kernel.loader import SPLICE, KernelUnavailable, MapNumber, Objects, splice_offsets
+from tidegate.kernel.maps import MAX_SPLICE_FLOWS, SPLICE_BELL_SIZE
 from tidegate.kernel.records import NO_BUDGET, SpliceFlow
 from tidegate.kernel.slots import map_words
 from tidegate.kernel.tcp_info import TCP_ESTABLISHED, Progress, progress
@@ -37,11 +37,14 @@ _LIMIT = SpliceFlow.limit.offset // 8
 _BUDGET = SpliceFlow.budget.offset // 8
 _BASE = SpliceFlow.base.offset // 8
 _TARGET = SpliceFlow.target.offset // 8
+_BEGIN = SpliceFlow.begin.offset // 8
 _REDIRECTED = SpliceFlow.redirected.offset // 8
 _PASSED = SpliceFlow.passed.offset // 8
 _HELD = SpliceFlow.held.offset // 8
 _RECEIVED_NS = SpliceFlow.received_ns.offset // 8
 _REDIRECTED_NS = SpliceFlow.redirected_ns.offset // 8
+_REPEATED = SpliceFlow.repeated.offset // 8
+_BROKEN = SpliceFlow.broken.offset // 8
 
 _MASK = (1 << 64) - 1
 _WINDOW = 512 * 1024
@@ -51,6 +54,7 @@ _MAPS = (
     MapNumber.SPLICE_INDEX,
     MapNumber.SPLICE_FLOWS,
     MapNumber.SPLICE_SOURCES,
+    MapNumber.SPLICE_BELL,
 )
 
 
@@ -80,14 +84,19 @@ class KernelFlow:
             words[word] = 0
         self._read_before = _read_so_far(self.source)
         self._base = _written(self.target)
+        words[at + _BEGIN] = self._read_before
         words[at + _BASE] = self._base
         words[at + _BUDGET] = NO_BUDGET
         words[at + _TARGET] = target_cookie
         words[at + _LIMIT] = limit
 
-    def expect(self, total: int) -> None:
-        """So many bytes count as passed when the source enters: those that userspace holds come first."""
-        self._words[self._at + _PASSED] = total
+    def begin(self, read: int, consumed: int) -> None:
+        """Before the source enters: so many bytes were read since `prepare`, and written to the target.
+
+        They count as passed: those that userspace still holds come first.
+        """
+        self._words[self._at + _PASSED] = read
+        self._words[self._at + _CONSUMED] = consumed
 
     @property
     def redirected(self) -> int:
@@ -96,6 +105,16 @@ class KernelFlow:
     @property
     def passed(self) -> int:
         return self._words[self._at + _PASSED]
+
+    @property
+    def repeated(self) -> int:
+        """Bytes that the source received twice, and the kernel cut off."""
+        return self._words[self._at + _REPEATED]
+
+    @property
+    def broken(self) -> bool:
+        """Whether bytes are missing in the stream: nothing can mend it."""
+        return self._words[self._at + _BROKEN] != 0
 
     @property
     def held(self) -> int:
@@ -150,6 +169,7 @@ class Splicing:
         self._index = fds[MapNumber.SPLICE_INDEX]
         self._flows = fds[MapNumber.SPLICE_FLOWS]
         self._prog = prog_fd
+        self.bell = Bell(fds[MapNumber.SPLICE_BELL], SPLICE_BELL_SIZE)  # rings indexes of directions
         self._words = map_words(self._flows, MAX_SPLICE_FLOWS * ctypes.sizeof(SpliceFlow))
         # the one freed longest ago is used next: nothing that still runs can write to a stranger's record
         self._free: deque[int] = deque(range(MAX_SPLICE_FLOWS))
@@ -157,7 +177,7 @@ class Splicing:
     @classmethod
     def create(cls, objects: Objects) -> Splicing:
         """Makes the maps and gives them their program; needs root. KernelUnavailable where it is refused."""
-        if not (member_offset("tcp_sock", "bytes_acked") and member_offset("sock", "sk_sndbuf")):
+        if not all(splice_offsets().values()):
             raise KernelUnavailable(
                 "this kernel gives no type information of its own", "a kernel with CONFIG_DEBUG_INFO_BTF"
             )
@@ -185,6 +205,7 @@ class Splicing:
 
     def close(self) -> None:
         self.drop_program()
+        self.bell.close()
         for fd in (self._targets, self._sources, self._index, self._flows):
             os.close(fd)
 
@@ -218,8 +239,7 @@ class Splicing:
     def enter(self, flow: KernelFlow) -> None:
         """Gives the source's bytes to the verdict from here on. OSError (EOPNOTSUPP: it is closing).
 
-        The source must have been read to its end, and no further: what was read in part would be redirected
-        whole. It stays in until it is closed: the kernel drops what arrives while a socket is taken out.
+        It stays in until it is closed: the kernel drops what arrives while a socket is taken out.
         """
         # Makes the receive buffer hold so much, if it does not. Where segments are of 64 KiB, as on loopback,
         # a smaller one leaves too little room for the kernel to open the window once all was redirected.

@@ -9,10 +9,9 @@ reached the target's TCP, and we say so by `consume`: when all is consumed the k
 
 Rules that data loss has taught:
 - recv() == b"" is the end only when the source's TCP received R + what we read, and the target W == R + C.
-- What was read in part would be redirected whole. So before a source enters, it is read to its end, and not
-  touched again: what comes from there on may wait in its receive queue, for as long as we like.
 - A source stays in the map until it is closed. The kernel drops, silently, what arrives in the moment in
   which a socket is taken out, and what was passed and not yet read: copying is done in the map.
+- Where in its stream an skb begins is for the kernel's side to look at: skbs repeat bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Protocol
 
 # Reads in one go before others get their turn.
 BURST = 16
+NEVER = 1 << 62  # bytes: nothing moves so many
 
 
 class Wait(IntFlag):
@@ -31,6 +31,8 @@ class Wait(IntFlag):
     TARGET = 2  # its target to be writable
     TICK = 4  # a moment: nothing tells when the kernel's backlog is empty
     END = 8  # nothing: everything up to the source's FIN is in the target's TCP
+    BELL = 16  # the kernel to pass something, or the source's FIN
+    AGAIN = 32  # nothing: only that others get their turn
 
 
 class Port(Protocol):
@@ -40,7 +42,9 @@ class Port(Protocol):
     def redirected(self) -> int: ...
     @property
     def passed(self) -> int: ...
-    def expect(self, total: int) -> None: ...
+    @property
+    def broken(self) -> bool: ...
+    def begin(self, read: int, consumed: int) -> None: ...
     def consume(self, total: int) -> None: ...
     def written(self) -> int: ...
     def received(self) -> int: ...
@@ -57,10 +61,6 @@ class Ends(Protocol):
         """BlockingIOError, or OSError when the target is broken."""
         ...
 
-    def drain(self) -> tuple[bytes, bool]:
-        """All that is there, and whether that is all: what comes next begins an skb."""
-        ...
-
     def enter(self) -> None:
         """Put the source into the map. OSError when it is closing."""
         ...
@@ -74,69 +74,72 @@ class TargetError(Exception):
     """The target is broken."""
 
 
+class LostError(Exception):
+    """Bytes are missing in the stream: both ends must learn of it."""
+
+
 class Direction:
     """See the module. `step` is called whenever something it waited for may have happened."""
 
     __slots__ = (
-        "_broken",
         "_drained_at",
         "_ends",
         "_port",
         "consumed",
         "ended",
+        "enter_at",
         "eof",
         "joined",
-        "limit",
-        "paused",
         "pending",
         "read",
     )
 
-    def __init__(self, port: Port, ends: Ends, limit: int) -> None:
-        """`limit` is the port's; bytes."""
+    def __init__(self, port: Port, ends: Ends, enter_at: int = NEVER) -> None:
+        """`enter_at`: the kernel gets it when so many bytes were copied."""
         self._port = port
         self._ends = ends
-        self.limit = limit
         self.pending: memoryview | None = None
         self.read = 0  # bytes that we read since it began
         self.consumed = 0  # bytes of those that we wrote
+        self.enter_at = enter_at
         self.joined = False  # the source is in the map; else all is copied
-        self.paused = False  # about to enter: not read any more
         self.eof = False
         self.ended = False
-        self._broken: OSError | None = None  # the source is, but what it sent before comes first
         self._drained_at = 0  # what had been redirected when the backlog was last seen empty
 
     def step(self) -> Wait:
-        """Copies what may be copied. SourceError, TargetError."""
+        """Copies what may be copied. SourceError, TargetError, LostError."""
         if self.ended:
             return Wait.END
-        if self.paused and self.pending is None:
-            return Wait.TICK
-        for turn in range(BURST + 1):
+        for _turn in range(BURST):
             if self.pending is not None:
                 if not self._drained():
                     self._own()
                     return Wait.TICK
                 if not self._flush(self.pending):
                     return Wait.TARGET
-            if self.paused:
-                return Wait.TICK
-            if turn == BURST:
-                break
-            if self._broken is not None:
-                raise SourceError from self._broken
+            if self.read >= self.enter_at:
+                self.enter()
             try:
                 data = self._ends.read()
             except BlockingIOError:
-                return Wait.SOURCE
+                return self._all_read()
             except OSError as error:
                 raise SourceError from error
             if not data:
                 return self._at_eof()
             self.read += len(data)
             self.pending = data
-        return Wait.SOURCE
+        self._own()
+        return Wait.AGAIN
+
+    def _all_read(self) -> Wait:
+        if not self.joined:
+            return Wait.SOURCE
+        if self._port.broken:
+            raise LostError
+        # what is passed behind something redirected the other way is not to be read at once
+        return Wait.BELL if self._port.passed == self.read else Wait.TICK
 
     def _own(self) -> None:
         """What read() gave is the worker's buffer: keep a copy."""
@@ -173,6 +176,8 @@ class Direction:
     def _at_eof(self) -> Wait:
         port = self._port
         self.eof = True
+        if port.broken:
+            raise LostError
         # what is counted here cannot grow any more once it equals all that TCP took in
         if port.received() != port.redirected + self.read or not self._drained():
             return Wait.TICK
@@ -182,9 +187,7 @@ class Direction:
     @property
     def behind(self) -> bool:
         """Whether something that we read, or that was passed to us, is not in the target yet."""
-        if self.pending is not None or self.paused:
-            return True
-        return self.joined and self._port.passed != self.consumed
+        return self.pending is not None or (self.joined and self._port.passed != self.consumed)
 
     @property
     def drained(self) -> bool:
@@ -196,33 +199,12 @@ class Direction:
         """Bytes taken from the source since the direction began."""
         return self._port.redirected + self.read
 
-    def enter(self) -> bool:
-        """Read the source to its present end, and pause: when what was read is written, it may be resumed.
-
-        False when that is not possible, and it goes on being copied: the source is closing, or sends so fast
-        that its end is not found.
-        """
-        if self.joined or self.eof or self.paused or self._broken is not None:
-            return False
-        try:
-            data, whole = self._ends.drain()
-        except OSError as error:
-            self._broken = error
-            return False
-        # from here on nobody reads: what comes now is whole when it is redirected
-        self.paused = whole
-        self.read += len(data)
-        if data:
-            self.pending = memoryview(bytes(self.pending or b"") + data)
-        return self.paused
-
-    def resume(self) -> None:
-        """Let the kernel have what has come since enter(). Call it with nothing pending."""
-        self.paused = False
-        self._port.expect(self.consumed)
-        self._port.consume(self.consumed)
+    def enter(self) -> None:
+        """Let the kernel have what comes from here on, if it will: not when the source is closing."""
+        self.enter_at = NEVER
+        self._port.begin(self.read, self.consumed)
         try:
             self._ends.enter()
         except OSError:
-            return  # it is closing: the rest is copied
+            return
         self.joined = True

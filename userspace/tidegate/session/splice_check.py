@@ -34,20 +34,21 @@ class _LackingError(Exception):
 class _Session:
     """Four sockets and the two directions between the inner ones."""
 
-    def __init__(self, splicing: Splicing, early: bytes = b"") -> None:
+    def __init__(self, splicing: Splicing, early: bytes = b"", read: int = 0) -> None:
+        """`early` is sent before the hand-over, and `read` bytes of it are moved by copying."""
         self._splicing = splicing
         self._stack = contextlib.ExitStack()
         self.client, self.front = self._pair()
         self.back, self.server = self._pair()
         self.client.sendall(early)
         if early:
-            self._until(lambda: bool(self._peek(self.front)))
+            self._until(lambda: len(self._peek(self.front, len(early))) == len(early))
+            self.back.sendall(self.front.recv(read))
         self._flows = splicing.join(self.front, self.back, _CREDIT)
         self._stack.callback(splicing.release, self._flows)
         buffer = bytearray(_BUFFERS)
         self.directions = [
-            Direction(flow, SocketEnds(buffer, memoryview(buffer), splicing, flow), _CREDIT)
-            for flow in self._flows
+            Direction(flow, SocketEnds(buffer, memoryview(buffer), splicing, flow)) for flow in self._flows
         ]
         self._finished = [False, False]
         for direction in self.directions:
@@ -63,17 +64,15 @@ class _Session:
         return active, passive
 
     @staticmethod
-    def _peek(sock: socket.socket) -> bytes:
+    def _peek(sock: socket.socket, size: int) -> bytes:
         try:
-            return sock.recv(1, socket.MSG_PEEK)
+            return sock.recv(size, socket.MSG_PEEK)
         except BlockingIOError:
             return b""
 
     def turn(self) -> None:
         """What the relay does meanwhile."""
         for index, direction in enumerate(self.directions):
-            if direction.paused and direction.pending is None:
-                direction.resume()
             if self._finished[index] or not direction.step() & Wait.END:
                 continue
             self._flows[index].target.shutdown(socket.SHUT_WR)
@@ -120,8 +119,8 @@ class _Session:
 
 
 @contextmanager
-def _session(splicing: Splicing, early: bytes = b"") -> Iterator[_Session]:
-    session = _Session(splicing, early)
+def _session(splicing: Splicing, early: bytes = b"", read: int = 0) -> Iterator[_Session]:
+    session = _Session(splicing, early, read)
     try:
         yield session
     finally:
@@ -129,9 +128,11 @@ def _session(splicing: Splicing, early: bytes = b"") -> Iterator[_Session]:
 
 
 def _early_data(splicing: Splicing) -> None:
-    with _session(splicing, b"early") as session:
+    with _session(splicing, b"early", 2) as session:
         if session.send(session.client, b" bird", session.server, 10) != b"early bird":
             raise _LackingError("bytes that came before the hand-over are lost or doubled")
+        if session._flows[0].repeated != 2:
+            raise _LackingError("the kernel does not say where in the stream a packet begins")
 
 
 def _large_and_ends(splicing: Splicing) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tidegate import logs
 from tidegate.config.model import Splice
 from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
-from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Reactor
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
-from tidegate.session.splice import Direction, SourceError, TargetError, Wait
+from tidegate.session.splice import NEVER, Direction, LostError, SourceError, TargetError, Wait
 from tidegate.session.splice_budget import Budget
 from tidegate.session.splice_ends import SocketEnds
 
@@ -31,7 +32,8 @@ SLOWEST_TICK_NS = 64_000_000
 SYNC_NS = 1_000_000_000
 # A session that could not be handed over for want of credit is looked at again after so many bytes more.
 LATER = 16 << 20
-NEVER = 1 << 62
+# What a source is watched for. One that the kernel has is not: each skb would wake us.
+_INTEREST = {Wait.SOURCE: EPOLLIN, Wait.BELL: EPOLLRDHUP}
 
 _SPLICED = LISTENER.index("spliced_total")
 _BYTES = LISTENER.index("spliced_bytes_total")
@@ -43,12 +45,22 @@ _limited = logs.RateLimited(_log, per_second=1)
 class Splicer:
     """What the spliced sessions of one worker share."""
 
-    def __init__(self, kernel: Splicing, limit: int, total: int, *, trusted: bool = True) -> None:
+    def __init__(
+        self, kernel: Splicing, reactor: Reactor, limit: int, total: int, *, trusted: bool = True
+    ) -> None:
         """`limit` and `total` as splice_limit and splice_total; not `trusted`: for splice = "on" alone."""
         self.kernel = kernel
         self.budget = Budget(limit, total)
         self.trusted = trusted
         self.active: dict[int, Spliced] = {}  # by token
+        self._passing: dict[int, Callable[[], None]] = {}  # by index of a direction
+        reactor.add(kernel.bell.fileno(), EPOLLIN, self._on_bell)
+
+    def _on_bell(self, _mask: int) -> None:
+        for index in self.kernel.bell.take():
+            passing = self._passing.get(index)
+            if passing is not None:
+                passing()
 
     def threshold(self, ctx: Context) -> int:
         """After how many bytes of one direction a session of this listener is handed over."""
@@ -76,12 +88,16 @@ class Splicer:
         for one in self.active.values():
             one.set_limit(share)
         session.ctx.words[_SPLICED] += 1
-        session.splice = self.active[session.token] = spliced = Spliced(session, self, flows, share)
+        session.splice = self.active[session.token] = spliced = Spliced(session, self, flows)
+        self._passing[flows[0].index] = spliced.on_up_passed
+        self._passing[flows[1].index] = spliced.on_down_passed
         spliced.start()
         return NEVER
 
     def left(self, spliced: Spliced) -> None:
         self.active.pop(spliced.session.token, None)
+        for flow in spliced.flows:
+            self._passing.pop(flow.index, None)
         self.kernel.release(spliced.flows)
         share = self.budget.raised([flow for one in self.active.values() for flow in one.flows])
         if share:
@@ -105,7 +121,6 @@ class _Side:
         "acked",
         "counted",
         "direction",
-        "enter_at",
         "flow",
         "held",
         "port",
@@ -114,8 +129,7 @@ class _Side:
         "wait",
     )
 
-    def __init__(self, port: KernelFlow, direction: Direction, flow: Flow, enter_at: int) -> None:
-        """`enter_at`: how many bytes more it is copied before the kernel gets it."""
+    def __init__(self, port: KernelFlow, direction: Direction, flow: Flow) -> None:
         self.port = port
         self.direction = direction
         self.flow = flow
@@ -123,7 +137,6 @@ class _Side:
         self.counted = 0
         self.redirected = 0
         self.acked = 0
-        self.enter_at = enter_at
         self.held = 0  # by the target, at the last tick
         self.tick_ns = TICK_NS
 
@@ -146,21 +159,20 @@ class Spliced:
         session: TcpSession,
         splicer: Splicer,
         flows: tuple[KernelFlow, KernelFlow],
-        limit: int,
     ) -> None:
         self.session = session
         self.splicer = splicer
         self.flows = flows
-        self._up = self._side(flows[0], limit, session._up)
-        self._down = self._side(flows[1], limit, session._down)
+        self._up = self._side(flows[0], session._up)
+        self._down = self._side(flows[1], session._down)
         self._tick_timer = Timer(self._on_tick)
         self._sync_timer = Timer(self._on_sync)
 
-    def _side(self, port: KernelFlow, limit: int, flow: Flow) -> _Side:
+    def _side(self, port: KernelFlow, flow: Flow) -> _Side:
         ctx = self.session.ctx
         ends = SocketEnds(ctx.buffer, ctx.view, self.splicer.kernel, port)
         threshold = self.splicer.threshold(ctx)
-        return _Side(port, Direction(port, ends, limit), flow, threshold - flow.bytes)
+        return _Side(port, Direction(port, ends, threshold - flow.bytes), flow)
 
     def start(self) -> None:
         session = self.session
@@ -184,11 +196,8 @@ class Spliced:
         return not self._down.direction.drained
 
     def set_limit(self, limit: int) -> None:
-        for side in (self._up, self._down):
-            direction = side.direction
-            if direction.limit != limit and direction.joined:
-                direction.limit = limit
-                side.port.set_limit(limit)
+        for flow in self.flows:
+            flow.set_limit(limit)
 
     def sync(self) -> None:
         """Bring the session's counters up to date."""
@@ -247,7 +256,7 @@ class Spliced:
             session._end(EndReason.CLIENT_RESET, reset_back=True)
             return
         sides: list[_Side] = []
-        if mask & (EPOLLIN | EPOLLHUP):
+        if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
             sides.append(self._up)
         if mask & EPOLLOUT:
             sides.append(self._down)
@@ -265,13 +274,27 @@ class Spliced:
             if not session.relaying:
                 return
         sides = []
-        if mask & EPOLLIN or dead:
+        if mask & (EPOLLIN | EPOLLRDHUP) or dead:
             sides.append(self._down)
         if mask & EPOLLOUT:
             sides.append(self._up)
         self._advance(*sides)
         if dead and session.relaying and session._back_interest == 0:
             session._park_back()
+
+    def on_up_passed(self) -> None:
+        self._passed(self._up)
+
+    def on_down_passed(self) -> None:
+        self._passed(self._down)
+
+    def _passed(self, side: _Side) -> None:
+        if side.wait is Wait.BELL:
+            self._advance(side)
+
+    def _again(self) -> None:
+        if self.session.relaying and self.session.splice is self:
+            self._advance(*(side for side in (self._up, self._down) if side.wait is Wait.AGAIN))
 
     def _on_tick(self, now: int) -> None:
         sides = [side for side in (self._up, self._down) if side.wait & Wait.TICK]
@@ -281,14 +304,6 @@ class Spliced:
             side.tick_ns = TICK_NS if held != side.held else min(2 * side.tick_ns, SLOWEST_TICK_NS)
             side.held = held
         self._advance(*sides)
-
-    @staticmethod
-    def _resume(side: _Side) -> None:
-        """A direction that was read to its end enters when all of that is in the target."""
-        direction = side.direction
-        if direction.paused and direction.pending is None:
-            direction.resume()
-            side.wait = Wait.SOURCE
 
     def _on_sync(self, now: int) -> None:
         self.sync()
@@ -308,11 +323,6 @@ class Spliced:
         before = direction.read, direction.consumed
         try:
             wait = direction.step()
-            if direction.paused and direction.pending is None:
-                direction.resume()
-                wait = Wait.SOURCE
-            if direction.read >= side.enter_at and not direction.joined and not direction.paused:
-                wait = self._enter(side, wait)
             if wait & Wait.END:
                 wait = self._end_of(side)
         except SourceError:
@@ -321,21 +331,14 @@ class Spliced:
         except TargetError:
             session._target_broken(side.flow)
             return Wait.END
+        except LostError:
+            session._end(EndReason.INTERNAL_ERROR, reset_front=True, reset_back=True)
+            return Wait.END
         if direction.read != before[0]:
             session._received(side.flow, session.ctx.reactor.now)
         if direction.consumed != before[1]:
             session._delivered(side.flow, session.ctx.reactor.now)
         return wait
-
-    def _enter(self, side: _Side, wait: Wait) -> Wait:
-        """Let the kernel have this direction; it is copied until it can."""
-        direction = side.direction
-        if not direction.enter():
-            side.enter_at = 2 * direction.read + LATER
-            return direction.step() if direction.pending is not None else wait
-        side.wait = direction.step()
-        self._resume(side)
-        return side.wait
 
     def _end_of(self, side: _Side) -> Wait:
         """All is delivered: pass the FIN on."""
@@ -345,10 +348,10 @@ class Spliced:
 
     def _watch(self) -> None:
         up, down = self._up, self._down
-        front = EPOLLIN if up.wait & Wait.SOURCE else 0
+        front = _INTEREST.get(up.wait, 0)
         if down.wait & Wait.TARGET:
             front |= EPOLLOUT
-        back = EPOLLIN if down.wait & Wait.SOURCE else 0
+        back = _INTEREST.get(down.wait, 0)
         if up.wait & Wait.TARGET:
             back |= EPOLLOUT
         self.session._watch(front, back)
@@ -356,3 +359,5 @@ class Spliced:
             reactor = self.session.ctx.reactor
             ticks = [side.tick_ns for side in (up, down) if side.wait & Wait.TICK]
             reactor.timers.arm(self._tick_timer, reactor.now + min(ticks))
+        if (up.wait | down.wait) & Wait.AGAIN:
+            self.session.ctx.reactor.call_after_batch(self._again)

@@ -115,6 +115,7 @@ class Worker:
             splicing.drop_program()
             self.splicer = Splicer(
                 splicing,
+                self.reactor,
                 self.config.splice_limit,
                 self.config.splice_total,
                 trusted=setup.splice.trusted,
