@@ -20,6 +20,7 @@ from harness.http_wire import HttpClient, Message, ScriptedBackend, Wire, answer
 from harness.ports import free_port
 from harness.waiting import wait_until
 
+GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
 TABLE = Table("The backend | The client gets")
 ROWS, row = TABLE.ends, TABLE.row
@@ -227,7 +228,7 @@ def broken_body(site: Site, start: bytes, then: bytes) -> None:
     hold = threading.Event()
     site.script(after_request(start, then, hold=hold))
     with site.client() as client:
-        client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        client.send(GET)
         assert read_head(client).status == 200
         client.until(b"abc")
         hold.set()
@@ -268,7 +269,7 @@ def test_a_reset_in_the_response(site: Site, row: str) -> None:
 
     site.script(script(OK + b"Content-Le"))
     with site.client() as client:
-        client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        client.send(GET)
         wait_until(lambda: site.backend.seen.endswith(b"\r\n\r\n"), 5, "the request")
         hold.set()
         assert client.response().status == 502
@@ -403,6 +404,37 @@ def test_an_early_answer_and_a_reset(site: Site, row: str) -> None:
     hold = threading.Event()
     refused_upload(site, early(True, hold), hold)  # closing over unread bytes is a reset
     assert site.ended(row, "done")["status"] == 401
+
+
+@row("has its max_per_backend connections open, and so have all others")
+def test_full(row: str) -> None:
+    """As long as another one has room, that one is taken."""
+    go = threading.Event()
+    inside = []
+
+    def slow(wire: Wire) -> None:
+        while True:
+            inside.append(read_request(wire))
+            go.wait(10)
+            wire.send(OK + b"Content-Length: 0\r\n\r\n")
+
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(ScriptedBackend(slow)) for _ in range(2))
+        # one client: one backend, while that can be
+        cluster = {"backends": [a.address, b.address], "balance": "hash", "pool": {"max_per_backend": 2}}
+        site = stack.enter_context(running(TABLE, {"plain": cluster}, a))
+        clients = [stack.enter_context(site.client()) for _ in range(5)]
+        for at, client in enumerate(clients[:4], 1):
+            client.send(GET)
+            wait_until(lambda at=at: len(inside) == at, 5, f"{at} at the backends")
+        assert sorted(len(backend.wires) for backend in (a, b)) == [2, 2]
+        answer = clients[4].ask(GET)
+        assert (answer.status, answer.get("retry-after"), answer.get("connection")) == (503, "1", None)
+        site.ended(row, "overloaded")
+        go.set()
+        assert [client.response().status for client in clients[:4]] == [200] * 4
+        assert clients[4].ask(GET).status == 200
+        assert len(a.wires) + len(b.wires) == 4  # which were kept, and used again
 
 
 # a real server, killed and started again
