@@ -100,3 +100,15 @@ def test_it_does_not_block() -> None:
     assert channel.receive() is None
     channel.close()
     theirs.close()
+
+
+def test_workers_that_read_one_memfd_at_once_do_not_disturb_each_other() -> None:
+    """An fd that was sent shares its offset with the sender's and with everybody else's."""
+    value = {"many": ["x" * 1000] * 2000}
+    fd = to_memfd(value)
+    os.lseek(fd, 5, os.SEEK_SET)
+    assert from_memfd(os.dup(fd)) == value
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 5
+    assert from_memfd(fd) == value
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

@@ -81,7 +81,14 @@ def to_memfd(value: object, name: str = "tidegate-message") -> int:
 
 
 def from_memfd(fd: int) -> Any:
-    """What `to_memfd` put there; closes the fd."""
-    with os.fdopen(fd, "rb") as file:
-        file.seek(0)
-        return pickle.load(file)
+    """What `to_memfd` put there; closes the fd.
+
+    Every worker was sent the same open file, so its offset is theirs together: it is neither used nor moved.
+    """
+    try:
+        data = b""
+        while piece := os.pread(fd, 1 << 20, len(data)):
+            data += piece
+        return pickle.loads(data)
+    finally:
+        os.close(fd)
