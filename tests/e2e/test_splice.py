@@ -20,8 +20,7 @@ from harness.proc import Tidegate, tcp_config
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
 
-# run by name: they still find damaged streams about one run in two, which is why `splice` is off by default
-pytestmark = [pytest.mark.bpf, pytest.mark.soak]
+pytestmark = pytest.mark.bpf
 
 MIB = 1024 * 1024
 # every socket buffer on the way (tcp_rmem and tcp_wmem may be large), and the credit

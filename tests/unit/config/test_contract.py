@@ -206,7 +206,7 @@ def test_defaults_of_a_tcp_listener() -> None:
     assert (listener.backlog, listener.accept_queue, listener.max_connections) == (4096, 1024, None)
     assert (listener.stale_after_ns, listener.front_timeout_ns) == (S, 60 * S)
     assert listener.zombie_after_ns == 600 * S
-    assert (listener.splice, listener.splice_after) == (m.Splice.OFF, 262_144)
+    assert (listener.splice, listener.splice_after) == (m.Splice.AUTO, 262_144)
     cluster = parsed.cluster("app")
     assert (cluster.balance, cluster.max_in_flight) == (m.Balance.P2C, None)
     assert (cluster.connect_timeout_ns, cluster.back_timeout_ns, cluster.retries) == (3 * S, 30 * S, 2)

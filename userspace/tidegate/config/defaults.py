@@ -108,8 +108,7 @@ QUEUE_AGE_HEADER: Final = False
 LIMITS: Final = Limits()
 ACCESS_LOG_FORMAT: Final = "text"
 TLS: Final = ListenerTls()
-# not "auto" while its end-to-end tests still find damaged streams, about one run in two
-SPLICE: Final = Splice.OFF
+SPLICE: Final = Splice.AUTO
 SPLICE_AFTER: Final = 256 * KIB
 """Below it a session is over before the kernel could have helped."""
 REDIRECT_STATUS: Final = 301

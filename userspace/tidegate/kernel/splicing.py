@@ -83,7 +83,10 @@ class KernelFlow:
         for word in range(at, at + _WORDS):
             words[word] = 0
         self._read_before = _read_so_far(self.source)
-        self._base = _written(self.target)
+        base = _written(self.target)
+        if base is None:
+            raise CannotSplice("its acknowledgements do not stand still")
+        self._base = base
         words[at + _BEGIN] = self._read_before
         words[at + _BASE] = self._base
         words[at + _BUDGET] = NO_BUDGET
@@ -148,8 +151,9 @@ class KernelFlow:
         self._words[self._at + _BUDGET] = redirected
 
     def written(self) -> int:
-        """Bytes that got into the target's TCP, sent and acknowledged or not."""
-        return _written(self.target) - self._base & _MASK
+        """Bytes that got into the target's TCP, sent and acknowledged or not; -1: ask again."""
+        written = _written(self.target)
+        return -1 if written is None else written - self._base & _MASK
 
     def received(self) -> int:
         """Bytes that the source's TCP took in, in order, its FIN not counted. Only after that FIN."""
@@ -306,11 +310,16 @@ def _ioctl(sock: socket.socket, request: int) -> int:
     return int.from_bytes(fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"), sys.byteorder)
 
 
-def _written(sock: socket.socket) -> int:
-    """All that was ever written to a socket's TCP, in its own bytes_acked.
+def _written(sock: socket.socket) -> int | None:
+    """All that was ever written to a socket's TCP, in its own bytes_acked. None: it does not stand still.
 
     Exact, also under loss: each acknowledgement takes from one what it adds to the other. One that comes
-    between the two readings makes it too small for a moment, never too large.
+    between the two readings would make it too small.
     """
     acked = progress(sock).acked
-    return acked + _ioctl(sock, termios.TIOCOUTQ)
+    for _ in range(_LOOKS):
+        before, queued = acked, _ioctl(sock, termios.TIOCOUTQ)
+        acked = progress(sock).acked
+        if acked == before:
+            return acked + queued
+    return None
