@@ -81,14 +81,9 @@ def to_memfd(value: object, name: str = "tidegate-message") -> int:
 
 
 def from_memfd(fd: int) -> Any:
-    """What `to_memfd` put there; closes the fd.
-
-    Every worker was sent the same open file, so its offset is theirs together: it is neither used nor moved.
-    """
+    """What `to_memfd` put there; closes the fd."""
     try:
-        data = b""
-        while piece := os.pread(fd, 1 << 20, len(data)):
-            data += piece
-        return pickle.loads(data)
+        # each worker has this file, and all of them one position in it: reading must not move it
+        return pickle.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     finally:
         os.close(fd)
