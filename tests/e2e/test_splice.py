@@ -5,43 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from harness.backends import Backend
 from harness.kernel_sockets import in_netns
 from harness.line_client import LineClient
+from harness.loss import losing
 from harness.pattern import Pattern, digest
 from harness.proc import Tidegate, tcp_config
+from harness.splicing import MIB, address, spliced, spliced_maps
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.feature("splice")]
 
-MIB = 1024 * 1024
 # every socket buffer on the way (tcp_rmem and tcp_wmem may be large), and the credit
 HELD_AT_MOST = 48 * MIB
-
-
-@contextmanager
-def spliced(backend: Backend, **listener: Any) -> Iterator[Tidegate]:
-    """A tidegate that has spliced something when the block ends."""
-    options = {"splice": "on", "splice_after": "0", **listener}
-    with Tidegate(tcp_config([backend.address], **options)) as gate:
-        assert gate.status()["splice"] == {"by": "kernel", "reason": ""}
-        yield gate
-        wait_until(lambda: gate.listener()["sessions"] == 0, 10, "every session to end")
-        assert gate.listener()["spliced"] > 0
-        assert gate.listener()["bytes_spliced"] > 0
-        assert gate.listener()["ended"]["internal_error"] == 0
-
-
-def address(gate: Tidegate) -> tuple[str, int]:
-    return "127.0.0.1", gate.port()
 
 
 @pytest.mark.parametrize("after", ["0", "256KiB"])
@@ -127,12 +107,13 @@ def test_a_reset_is_passed_on_as_a_reset_within_a_second() -> None:
 def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:
     with Backend("echo") as backend:
         config = tcp_config([backend.address], splice="on", splice_after="0")
+        strangers = spliced_maps()
         with Tidegate(config) as gate:
             with LineClient(gate.port()) as client:
                 assert client.ask("one") == "one"
                 wait_until(lambda: gate.listener()["spliced"] == 1, 5, "the hand-over")
                 (pid,) = gate.worker_pids()
-                maps = spliced_maps()
+                maps = spliced_maps() - strangers
                 assert maps
                 os.kill(pid, signal.SIGKILL)
                 begun = time.monotonic()
@@ -151,12 +132,6 @@ def how_it_ends(sock: socket.socket) -> str:
     except ConnectionResetError:
         return "reset"
     return "eof"
-
-
-def spliced_maps() -> set[str]:
-    """Ids of all maps of spliced sockets, of whoever."""
-    shown = subprocess.run(["bpftool", "map", "list"], capture_output=True, text=True, check=True).stdout
-    return {line.split(":")[0] for line in shown.splitlines() if "tg_splice" in line}
 
 
 def test_timeouts_see_what_the_kernel_moves() -> None:
@@ -189,20 +164,12 @@ def test_off_is_off_and_says_why() -> None:
 @pytest.mark.parametrize(("percent", "timestamps"), [(1, 1), (5, 0)])
 def test_under_packet_loss_nothing_is_lost_and_nothing_stalls(percent: int, timestamps: int) -> None:
     def run() -> None:
-        rules = (
-            "table inet loss {\n chain input {\n type filter hook input priority 0\n"
-            f" meta l4proto tcp numgen random mod 100 < {percent} drop\n }}\n}}\n"
-        )
-        with Backend("exchange") as backend, spliced(backend) as gate:
-            subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-            try:
-                orders = [
-                    Stream(f"l{n}", up=MIB, down=MIB, seed=2 * n, fin_first=("client", "backend")[n % 2])
-                    for n in range(8)
-                ]
-                done = Exchange(address(gate), orders).run(200)
-            finally:
-                subprocess.run(["nft", "flush", "ruleset"], check=True)
-            assert_intact(done, backend)
+        with Backend("exchange") as backend, spliced(backend) as gate, losing(percent):
+            orders = [
+                Stream(f"l{n}", up=MIB, down=MIB, seed=2 * n, fin_first=("client", "backend")[n % 2])
+                for n in range(8)
+            ]
+            done = Exchange(address(gate), orders).run(200)
+            assert_intact(done, backend, patience_s=60)
 
     in_netns(run, {"net.ipv4.tcp_timestamps": str(timestamps)})

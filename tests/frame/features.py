@@ -89,6 +89,6 @@ def cgroup2_mount() -> Path | None:
 @cache
 def kernel_features() -> dict[str, str]:
     """Every feature that tidegate's own probes know: why this kernel lacks it, or "" when it has it."""
-    from tidegate.kernel import probes
+    from tidegate.supervisor import abilities
 
-    return {result.feature: "" if result.works else result.reason for result in probes.run()}
+    return {result.feature: "" if result.works else result.reason for result in abilities.run_alone()}

@@ -183,7 +183,7 @@ class Ends:
         target.out += data[:size]
         return size
 
-    def enter(self) -> None:
+    def enter(self) -> bool:
         self._world.something()
         source = self._port.source
         if source.fin_in or source.fin_out:
@@ -193,6 +193,7 @@ class Ends:
         waiting, source.queue = source.queue, []
         for skb in waiting:
             self._port.verdict(skb)
+        return True
 
 
 class World:

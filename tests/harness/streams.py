@@ -90,8 +90,10 @@ class Exchange:
         return self.join(timeout_s)
 
 
-def assert_intact(done: list[Done], backend: Backend) -> None:
+def assert_intact(done: list[Done], backend: Backend, patience_s: float = 10.0) -> None:
     """Every stream that was not to be reset arrived whole, in order, both ways, and ended by FIN.
+
+    `patience_s`: what is still in the kernel when the clients are done may take so long.
 
     Raises:
         AssertionError: names each stream that did not, and how far it came.
@@ -101,7 +103,7 @@ def assert_intact(done: list[Done], backend: Backend) -> None:
         lambda: (
             (seen := backend.stats()["done"]) and all(seen.get(name, {}).get("digest") for name in wanted)
         ),
-        10,
+        patience_s,
         "the backend to see the end of every stream",
     )
     seen = backend.stats()["done"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness.kernel_sockets import in_netns
+from harness.loss import losing
 from harness.raw_tcp import RawClient, silence_resets
 from harness.waiting import wait_until
 
@@ -25,7 +26,7 @@ from tidegate.session import splice_check
 from tidegate.session.splice import Direction, LostError, Wait
 from tidegate.session.splice_ends import SocketEnds
 
-pytestmark = pytest.mark.bpf
+pytestmark = [pytest.mark.bpf, pytest.mark.feature("splice")]
 
 CREDIT = 256 * 1024
 MIB = 1 << 20
@@ -193,6 +194,38 @@ def test_what_arrives_twice_is_moved_once(objects: Objects, limit: int) -> None:
     in_netns(run)
 
 
+@pytest.mark.parametrize(("percent", "timestamps"), [(1, 1), (5, 0)])
+def test_credit_is_whole_after_loss(objects: Objects, percent: int, timestamps: int) -> None:
+    data = random.Random(8).randbytes(4 * MIB)
+
+    def run() -> None:
+        splicing = Splicing.create(objects)
+        with lane(splicing, limit=MIB) as it, losing(percent):
+            direction = it.direction(it.up)
+            direction.enter()
+            it.client.setblocking(False)
+            it.server.setblocking(False)
+            view, got = memoryview(data), bytearray()
+
+            def all_of_it() -> bool:
+                nonlocal view, got
+                with suppress(BlockingIOError):
+                    view = view[it.client.send(view) :]
+                with suppress(BlockingIOError):
+                    got += it.server.recv(MIB)
+                direction.step()
+                return len(got) == len(data)
+
+            wait_until(all_of_it, 60, "the stream", 0.0)
+            assert bytes(got) == data
+            assert it.up.redirected > 0
+            wait_until(lambda: it.up.in_flight() == 0, 10, "the last acknowledgement")
+            assert it.up.written() == it.up.redirected + direction.consumed
+        splicing.close()
+
+    in_netns(run, {"net.ipv4.tcp_timestamps": str(timestamps)})
+
+
 def test_the_bell_rings_when_something_is_passed_that_nobody_waits_for(splicing: Splicing) -> None:
     with lane(splicing, limit=0) as it:
         splicing.enter(it.up)
@@ -352,6 +385,23 @@ def test_a_source_that_enters_under_fire_loses_nothing(splicing: Splicing) -> No
             direction.step()
         assert bytes(got) == data
         assert direction.joined and it.up.redirected > 0
+
+
+@pytest.mark.parametrize("end", ["receive", "send"])
+def test_sockets_of_small_buffers_stay_with_userspace(splicing: Splicing, end: str) -> None:
+    with lane(splicing) as it:
+        if end == "receive":
+            it.front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        else:
+            it.back.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+        direction = it.direction(it.up)
+        direction.enter()
+        assert not direction.joined
+        it.client.sendall(b"copied")
+        wait_until(lambda: tcp_info.progress(it.front).received == 6, 5, "the bytes")
+        assert direction.step() is Wait.SOURCE
+        assert receive(it.server, 6) == b"copied"
+        assert (it.up.redirected, direction.read) == (0, 6)
 
 
 def test_a_closing_socket_is_refused_and_nothing_is_left(splicing: Splicing) -> None:

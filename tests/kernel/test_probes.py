@@ -15,6 +15,7 @@ from tidegate.kernel import bpf, loader, probes
 from tidegate.kernel.bpf import AttachType
 from tidegate.kernel.half import KernelHalf
 from tidegate.kernel.records import MAX_SLOTS, SlotState
+from tidegate.supervisor import abilities
 
 pytestmark = pytest.mark.bpf
 TIDEGATE = Path(__file__).resolve().parents[2] / ".venv/bin/tidegate"
@@ -23,7 +24,7 @@ TIDEGATE = Path(__file__).resolve().parents[2] / ".venv/bin/tidegate"
 def test_kernel_has_what_kernels_of_its_age_must_have() -> None:
     lacking = {
         result.feature: result.reason
-        for result in probes.run_alone()
+        for result in abilities.run_alone()
         if not result.works and probes.required(result.feature, platform.release())
     }
     assert lacking == {}
@@ -40,7 +41,8 @@ def test_probes_give_back_what_they_used() -> None:
         }
         first = probes.run(half)
         assert probes.run(half) == first
-        assert [result.feature for result in first] == list(probes.Feature)
+        tried = [feature for feature in probes.Feature if feature is not probes.Feature.SPLICE]
+        assert [result.feature for result in first] == tried
         assert all(half.slots.state(slot) == SlotState.FREE for slot in range(MAX_SLOTS))
         for attach, before in programs.items():
             assert bpf.cgroup_prog_ids(half.cgroup.fd, attach) == before
@@ -68,15 +70,31 @@ def _replace(file: Path, old: str, new: str) -> None:
 
 def test_steering_that_decides_nothing_is_seen(broken: Path) -> None:
     _replace(broken / "steer.c", "return steer(ctx);", "return SK_PASS;")
-    found = {result.feature: result for result in probes.run_here()}
+    found = {result.feature: result for result in abilities.run_here()}
     assert found["queue_age"].works
     assert not found["steer"].works
     assert "connections went where the program said" in found["steer"].reason
 
 
+def test_splicing_that_moves_bytes_twice_is_seen(broken: Path) -> None:
+    _replace(broken / "splice.c", "if (again) {", "if (0) {")
+    found = {result.feature: result for result in abilities.run_here()}
+    assert found["steer"].works
+    assert not found["splice"].works
+    assert "lost or doubled" in found["splice"].reason
+
+
+def test_a_trace_that_times_no_accept_is_seen(broken: Path) -> None:
+    _replace(broken / "trace_accept.c", "add(&counts->taken, 1);", "")
+    found = {result.feature: result for result in abilities.run_here()}
+    assert found["steer"].works
+    assert not found["accept_trace"].works
+    assert "were timed" in found["accept_trace"].reason
+
+
 def test_program_that_the_verifier_refuses_takes_the_whole_half_with_it(broken: Path) -> None:
     _replace(broken / "getsockopt.c", "return 1;", "return *(volatile int *)0;")
-    results = probes.run_here()
+    results = abilities.run_here()
     assert not any(result.works for result in results)
     assert "getsockopt.c" in results[0].reason
 
@@ -87,5 +105,5 @@ def test_doctor_tells_the_same_as_json() -> None:
     assert done.returncode == 0, done.stdout
     assert report["ok"]
     assert report["kernel"] == platform.release()
-    tried = [(result.feature, result.works) for result in probes.run_alone()]
+    tried = [(result.feature, result.works) for result in abilities.run_alone()]
     assert [(each["feature"], each["works"]) for each in report["features"]] == tried

@@ -9,7 +9,6 @@ Run as root from tests/:  ../.venv/bin/python -m soak.splice [--minutes 10] [--s
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import click
 from harness.backends import Backend
 from harness.kernel_sockets import in_netns
+from harness.loss import losing
 from harness.proc import Tidegate, tcp_config
 from harness.streams import Exchange, assert_intact, mixed
 from harness.waiting import wait_until
@@ -43,7 +43,7 @@ def soak(minutes: float, size: int, sessions: int) -> str:
             files, until, rounds = open_files(worker), time.monotonic() + minutes * 60, 0
             while time.monotonic() < until:
                 done = Exchange(("127.0.0.1", gate.port()), mixed(sessions, size, seed=rounds)).run(600)
-                assert_intact(done, backend)
+                assert_intact(done, backend, patience_s=60)
                 wait_until(lambda: gate.listener()["sessions"] == 0, 20, "every session to end")
                 rounds += 1
                 seen = gate.listener()
@@ -69,13 +69,8 @@ def main(minutes: float, size: int, sessions: int, loss: int) -> None:
     """Soak the splicing."""
 
     def run() -> str:
-        if loss:
-            rules = (
-                "table inet loss {\n chain input {\n type filter hook input priority 0\n"
-                f" meta l4proto tcp numgen random mod 100 < {loss} drop\n }}\n}}\n"
-            )
-            subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-        return soak(minutes, size * MIB, sessions)
+        with losing(loss):
+            return soak(minutes, size * MIB, sessions)
 
     try:
         click.echo(in_netns(run) if loss else run())

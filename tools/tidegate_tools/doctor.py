@@ -22,7 +22,7 @@ from tidegate import __version__
 from tidegate.errors import EXIT_FAILED, OperatorError
 from tidegate.kernel import bpf, cgroup, floors, probes
 from tidegate.kernel.bpf import ProgType
-from tidegate.supervisor import splice
+from tidegate.supervisor import abilities
 from tidegate_tools import client
 
 _BACKLOG = 4096  # the default of `backlog`
@@ -52,19 +52,6 @@ def _kernel() -> Check:
     if reason := floors.below_floor():
         return Check("kernel", False, reason, fix="boot a newer kernel; see docs/kernels.md")
     return Check("kernel", True, f"Linux {platform.release()}")
-
-
-def _splicing() -> Check:
-    release = platform.release()
-    floor = ".".join(map(str, floors.SPLICE_FLOOR))
-    if floors.version(release) >= floors.SPLICE_FLOOR:
-        if reason := splice.unfit():
-            return Check("kernel for splicing", False, f"{reason}: streams are copied", needed=False)
-        return Check("kernel for splicing", True, f"{floor} or newer, and tried", needed=False)
-    found = f"older than {floor}: every stream is copied through userspace"
-    return Check(
-        "kernel for splicing", False, found, needed=False, fix="boot a newer kernel; see docs/kernels.md"
-    )
 
 
 def _bpf() -> Check:
@@ -161,7 +148,7 @@ def _worker_user() -> Check:
 
 _CHECKS: tuple[Callable[[], Check], ...] = (
     *(_kernel, _root, _bpf, _bcc, _headers, _cgroup),
-    *(_splicing, _jit, _somaxconn, _files, _worker_user),
+    *(_jit, _somaxconn, _files, _worker_user),
 )
 
 
@@ -207,7 +194,7 @@ class Report:
 def examine() -> Report:
     """Looks at everything; a second or two, for the programs are compiled and tried."""
     report = Report([check() for check in _CHECKS], [])
-    found = probes.none_of_it(f"not tried: {report.lacking}") if report.lacking else probes.run_alone()
+    found = abilities.none_of_it(f"not tried: {report.lacking}") if report.lacking else abilities.run_alone()
     report.features.extend(found)
     return report
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tidegate.kernel import floors, probes
+from tidegate.supervisor import abilities
 from tidegate_tools import doctor
 from tidegate_tools.doctor import Check, Report
 
@@ -45,7 +46,7 @@ def _all(works: bool, **but: bool) -> list[probes.Result]:
 def _examined(monkeypatch: pytest.MonkeyPatch, checks: list[Check], found: list[probes.Result]) -> None:
     stand_ins: tuple[Callable[[], Check], ...] = tuple(lambda check=check: check for check in checks)
     monkeypatch.setattr(doctor, "_CHECKS", stand_ins)
-    monkeypatch.setattr(probes, "run_alone", lambda: found)
+    monkeypatch.setattr(abilities, "run_alone", lambda: found)
     monkeypatch.setattr(doctor.platform, "release", lambda: NEW)
 
 
@@ -66,7 +67,7 @@ def test_missing_need_is_status_1_names_its_mend_and_tries_no_feature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _examined(monkeypatch, [Check("BCC", False, "none", fix="apt-get install python3-bpfcc")], [])
-    monkeypatch.setattr(probes, "run_alone", lambda: pytest.fail("tried all the same"))
+    monkeypatch.setattr(abilities, "run_alone", lambda: pytest.fail("tried all the same"))
     status, said = _run()
     assert status == 1
     assert "MISSING  BCC: none" in said
@@ -96,13 +97,15 @@ def test_report_judges_by_the_kernel_it_runs_on(monkeypatch: pytest.MonkeyPatch)
     assert not Report([Check("root", True, "")], _all(False)).ok
 
 
-def test_old_kernel_is_missing_for_the_half_and_advice_for_splicing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.platform, "release", lambda: FLOOR)
+def test_a_kernel_below_the_floor_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.os, "uname", lambda: type("Uname", (), {"release": OLD}))
-    kernel, splicing = doctor._kernel(), doctor._splicing()
+    kernel = doctor._kernel()
     assert (kernel.ok, kernel.needed) == (False, True)
-    assert (splicing.ok, splicing.needed) == (False, False)
-    assert "copied through userspace" in splicing.found
+
+
+def test_splicing_is_required_from_its_own_kernel_on() -> None:
+    assert not probes.required(probes.Feature.SPLICE, FLOOR)
+    assert probes.required(probes.Feature.SPLICE, NEW)
 
 
 @pytest.mark.parametrize(

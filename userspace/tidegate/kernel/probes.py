@@ -1,8 +1,9 @@
 """What this kernel can do for tidegate, found by doing it on sockets of our own.
 
-    with KernelHalf... as half: probes.run(half)     # at start-up: a few milliseconds
-    probes.run_alone()                               # by itself, in a process of its own: a second or two
+    half = KernelHalf.start(...)
+    probes.run(half)                 # a second
 
+What needs more than the kernel package to be tried is added by supervisor/abilities.py.
 Version numbers decide nothing but the floors below: a feature works if its probe saw it work. `since` says
 from which kernel on a failed probe is a fault and not an absence; the support table is held against it.
 """
@@ -10,23 +11,20 @@ from which kernel on a failed probe is a fault and not an absence; the support t
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from tidegate.errors import OperatorError
-from tidegate.kernel import bpf, maps, queue_age
-from tidegate.kernel.floors import BPF_FLOOR, version
+from tidegate.kernel import bpf, maps, queue_age, tracing
+from tidegate.kernel.floors import BPF_FLOOR, SPLICE_FLOOR, version
 from tidegate.kernel.half import KernelHalf
-from tidegate.kernel.loader import STEER, KernelUnavailable, MapNumber
+from tidegate.kernel.loader import STEER, MapNumber
 from tidegate.kernel.records import SteerGroup, SteerPolicy
 from tidegate.kernel.sock_diag import SockDiag
 
@@ -34,7 +32,6 @@ _SO_ATTACH_REUSEPORT_EBPF = 52
 _BACKLOG = 16
 _CONNECTIONS = 8
 _TIMEOUT_S = 5.0
-_ALONE_TIMEOUT_S = 120.0
 
 
 class Feature(StrEnum):
@@ -44,6 +41,8 @@ class Feature(StrEnum):
     STEER = "steer"
     MIGRATE = "migrate"
     WAKE = "wake_after_migration"
+    TRACE = "accept_trace"
+    SPLICE = "splice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,16 @@ ABOUT: dict[Feature, About] = {
         "a sibling that connections moved to is woken for them",
         "every worker tries accept() once whenever a listener goes",
         None,
+    ),
+    Feature.TRACE: About(
+        "the exact age at which any service accepts, seen through its cgroup without kprobes or fentry",
+        "`tidegate trace` counts arrivals and samples who waits, but times no accept()",
+        BPF_FLOOR,
+    ),
+    Feature.SPLICE: About(
+        "the bytes of long streams move in the kernel, every one once and in order",
+        "they are copied through userspace",
+        SPLICE_FLOOR,
     ),
 }
 
@@ -236,17 +245,28 @@ def _wake(half: KernelHalf) -> None:
     _migrate(half, woken=True)
 
 
+def _trace(half: KernelHalf) -> None:
+    with tracing.Tracer(half.cgroup.path) as tracer, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(_TIMEOUT_S)
+        with _clients(listener, 1):
+            listener.accept()[0].close()
+        counts = tracer.counts()
+    if (counts.arrived, counts.taken) != (1, 1):
+        raise _LackingError(f"of 1 connection {counts.arrived} arrived and {counts.taken} were timed")
+
+
 _PROBES: dict[Feature, Callable[[KernelHalf], None]] = {
     Feature.QUEUE_AGE: _queue_age,
     Feature.SOCK_DIAG: _sock_diag,
     Feature.STEER: _steer,
     Feature.MIGRATE: _migrate,
     Feature.WAKE: _wake,
+    Feature.TRACE: _trace,
 }
 
 
 def run(half: KernelHalf) -> list[Result]:
-    """Every feature, on listeners of our own on 127.0.0.1; the caller has joined the half's cgroup.
+    """Every feature but splicing, on sockets of ours on 127.0.0.1; the caller has joined the half's cgroup.
 
     Takes two slots at a time and gives them back. Raises nothing: what goes wrong is a result.
     """
@@ -261,49 +281,6 @@ def run(half: KernelHalf) -> list[Result]:
     return results
 
 
-def none_of_it(reason: str) -> list[Result]:
-    """The results where the BPF half does not start at all."""
-    return [Result(feature, False, reason) for feature in Feature]
-
-
-def run_here() -> list[Result]:
-    """Starts a kernel half for the probes in this process, which it leaves as it was."""
-    try:
-        half = KernelHalf.start(f"probe-{os.getpid()}")
-    except KernelUnavailable as error:
-        return none_of_it(error.message)
-    try:
-        return run(half)
-    finally:
-        half.close()
-
-
-def run_alone() -> list[Result]:
-    """The same in a process of its own, so that neither cgroup nor sockets of ours are touched."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tidegate.kernel.probes"],
-            capture_output=True,
-            text=True,
-            timeout=_ALONE_TIMEOUT_S,
-        )
-        return [Result(**found) for found in json.loads(done.stdout)]
-    except subprocess.TimeoutExpired:
-        return none_of_it(f"the probes did not end within {_ALONE_TIMEOUT_S:.0f} s")
-    except (ValueError, TypeError):
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        return none_of_it(f"the probes failed: {last}")
-
-
 def _one_line(error: Exception) -> str:
     text = error.message if isinstance(error, OperatorError) else str(error)
     return (text.splitlines() or [type(error).__name__])[0]
-
-
-def main() -> None:
-    """Prints the results as JSON: what `run_alone` reads."""
-    json.dump([asdict(result) for result in run_here()], sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -48,6 +48,9 @@ _BROKEN = SpliceFlow.broken.offset // 8
 
 _MASK = (1 << 64) - 1
 _WINDOW = 512 * 1024
+# With less the window closes, or the target is full, at every other skb: copying is faster then.
+_LEAST_RECEIVE = 256 * 1024
+_LEAST_SEND = 128 * 1024
 _LOOKS = 50  # for two equal readings of a socket that receives
 _MAPS = (
     MapNumber.SPLICED,
@@ -146,6 +149,14 @@ class KernelFlow:
         moved = words[at + _REDIRECTED] + words[at + _CONSUMED] + self._base
         return moved - progress(self.target).acked
 
+    @property
+    def roomy(self) -> bool:
+        """Whether the socket buffers at both ends, as they are now, hold a few skbs."""
+        receive = self.source.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return receive >= _LEAST_RECEIVE and (
+            self.target.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= _LEAST_SEND
+        )
+
     def set_budget(self, redirected: int) -> None:
         """What `redirected` may reach; what would pass it is passed."""
         self._words[self._at + _BUDGET] = redirected
@@ -240,16 +251,20 @@ class Splicing:
             raise CannotSplice(str(error)) from error
         return up, down
 
-    def enter(self, flow: KernelFlow) -> None:
+    def enter(self, flow: KernelFlow) -> bool:
         """Gives the source's bytes to the verdict from here on. OSError (EOPNOTSUPP: it is closing).
 
         It stays in until it is closed: the kernel drops what arrives while a socket is taken out.
+        False when the buffers are too small for it to pay: nothing was done.
         """
         # Makes the receive buffer hold so much, if it does not. Where segments are of 64 KiB, as on loopback,
         # a smaller one leaves too little room for the kernel to open the window once all was redirected.
         flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WINDOW)
         try:
+            if not flow.roomy:
+                return False
             self._insert(self._sources, flow)
+            return True
         finally:
             # runs the verdict on what came between the last recv() and the insertion
             flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

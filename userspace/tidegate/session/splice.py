@@ -22,6 +22,8 @@ from typing import Protocol
 # Reads in one go before others get their turn.
 BURST = 16
 NEVER = 1 << 62  # bytes: nothing moves so many
+# What could not be handed over is looked at again after so many bytes more.
+LATER = 16 << 20
 
 
 class Wait(IntFlag):
@@ -61,8 +63,8 @@ class Ends(Protocol):
         """BlockingIOError, or OSError when the target is broken."""
         ...
 
-    def enter(self) -> None:
-        """Put the source into the map. OSError when it is closing."""
+    def enter(self) -> bool:
+        """Put the source into the map; False: not now. OSError when it is closing."""
         ...
 
 
@@ -201,10 +203,10 @@ class Direction:
 
     def enter(self) -> None:
         """Let the kernel have what comes from here on, if it will: not when the source is closing."""
-        self.enter_at = NEVER
         self._port.begin(self.read, self.consumed)
         try:
-            self._ends.enter()
+            self.joined = self._ends.enter()
         except OSError:
-            return
-        self.joined = True
+            self.enter_at = NEVER
+        else:
+            self.enter_at = NEVER if self.joined else self.read + LATER

@@ -22,5 +22,5 @@ class SocketEnds:
     def write(self, data: memoryview) -> int:
         return self.flow.target.send(data)
 
-    def enter(self) -> None:
-        self._kernel.enter(self.flow)
+    def enter(self) -> bool:
+        return self._kernel.enter(self.flow)

@@ -17,7 +17,7 @@ from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Reactor
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
-from tidegate.session.splice import NEVER, Direction, LostError, SourceError, TargetError, Wait
+from tidegate.session.splice import LATER, NEVER, Direction, LostError, SourceError, TargetError, Wait
 from tidegate.session.splice_budget import Budget
 from tidegate.session.splice_ends import SocketEnds
 
@@ -30,8 +30,6 @@ TICK_NS = 1_000_000
 # Counters of a spliced session are brought up to date this often, and when somebody asks.
 SLOWEST_TICK_NS = 64_000_000
 SYNC_NS = 1_000_000_000
-# A session that could not be handed over for want of credit is looked at again after so many bytes more.
-LATER = 16 << 20
 # What a source is watched for. One that the kernel has is not: each skb would wake us.
 _INTEREST = {Wait.SOURCE: EPOLLIN, Wait.BELL: EPOLLRDHUP}
 

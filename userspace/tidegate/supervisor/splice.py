@@ -51,12 +51,10 @@ def doubts() -> str:
     return ""
 
 
-def unfit() -> str:
+def unfit(objects: Objects) -> str:
     """The start-up test by itself, for `doctor`: why streams are not spliced here, "" when they are."""
-    if reason := doubts():
-        return reason
     try:
-        return splice_check.run(compile_programs((SPLICE,)))
+        return doubts() or splice_check.run(objects)
     except OperatorError as error:
         return error.message
 
