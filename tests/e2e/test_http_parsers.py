@@ -90,13 +90,15 @@ def site(makers: list[Callable[[], Reporter]], fault: Path | None = None) -> Ite
                     "protocol": "http",
                     "cluster": server.name,
                     "abort_on_close": False,  # clients end by a FIN: what they asked before it is served
+                    "stale_after": "60s",  # and on a slow machine too
+                    "request_timeout": "60s",
                     "access_log": {"path": str(log), "format": "json"},
                 }
             )
             config["cluster"][server.name] = {
                 "backends": [server.address],
                 "retries": 0,
-                "back_timeout": "3s",
+                "back_timeout": "5s",
             }
         yield Site(stack.enter_context(gate), servers, log)
 
@@ -122,6 +124,7 @@ def check(one: Site, pieces: list[bytes]) -> None:
         answers = responses(talk(one.gate.port(server.name), pieces), expected)
         seen = server.seen()
         told = []
+        assert len(answers) == len(wanted) + len(refusals), server.name
         for request, answer in zip(wanted, answers, strict=False):
             if mark := answer.get("x-seen"):
                 record = apps.decode(mark)
