@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,15 @@ def test_a_memfd_can_be_read_by_each_who_got_it() -> None:
         assert from_memfd(received[1][0]) == {"configuration": 1}
     a.close()
     b.close()
+
+
+def test_all_who_got_a_memfd_may_read_it_at_once() -> None:
+    value = {"configuration": list(range(50_000))}  # more than one read of a buffered file
+    fd = to_memfd(value)
+    with ThreadPoolExecutor(4) as readers:
+        read = list(readers.map(lambda _: from_memfd(os.dup(fd)), range(60)))
+    os.close(fd)
+    assert all(one == value for one in read)
 
 
 def test_it_does_not_block() -> None:

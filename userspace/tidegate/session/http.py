@@ -19,7 +19,7 @@ from tidegate import logs
 from tidegate.http.accesslog import Record
 from tidegate.http.proxyproto import ProxyError, ProxyReader
 from tidegate.http.ratelimit import retry_after_s
-from tidegate.http.reader import BODY, FAILED
+from tidegate.http.reader import BODY
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import reset, show_token
@@ -28,6 +28,7 @@ from tidegate.session.http_bodies import SplicedBodies
 from tidegate.session.http_front import HEAD_RECV
 from tidegate.session.http_state import (
     BACKOFF,
+    BYTES_IN,
     CLOSED,
     CONNECTING,
     DURATION,
@@ -131,6 +132,8 @@ class HttpSession(SplicedBodies):
         else:
             self._known_client(self.peer[0])
         if reader.rest:
+            self.ctx.words[BYTES_IN] += len(reader.rest)
+            self._bytes_in += len(reader.rest)
             self._heads(reader.rest)
         else:
             self._read_head()
@@ -150,6 +153,8 @@ class HttpSession(SplicedBodies):
         http = self.ctx.http
         assert http is not None
         before, self.http = self.http, http
+        if before.log is None:
+            self._bytes_in = 0
         self._parser.forget()
         if before.site.connections is not http.site.connections:
             if self._counted and before.site.connections is not None:
@@ -190,7 +195,9 @@ class HttpSession(SplicedBodies):
 
     # the access log
 
-    def _begin_record(self) -> None:
+    def _begin_record(self, *, named: bool = True) -> None:
+        self._named = named
+        self._request.id = b""  # it has none unless it goes to a backend
         self._connect_ns = self._first_byte_ns = -1
         self._served_by = None
         self._bytes_out = 0
@@ -203,13 +210,15 @@ class HttpSession(SplicedBodies):
         record.time_ns = now + http.epoch_offset_ns(now)
         record.client = self._peer.address.decode("ascii")
         record.listener = http.listener.name
-        if self._parser.state != FAILED:
+        if self._named:
             record.method = request.method
             record.host = request.host
             record.path = request.raw_target
             record.request_id = request.id
         record.status = self._status
-        record.bytes_in = self._bytes_in
+        unread = len(self._parser.rest) if self._named else 0  # the next request's
+        record.bytes_in = self._bytes_in - unread
+        self._bytes_in = unread
         record.bytes_out = self._bytes_out
         if self._first_request:
             record.queue_age_ns = self.started_ns - self.established_ns
@@ -227,7 +236,6 @@ class HttpSession(SplicedBodies):
         if log.dropped:
             self.ctx.words[LOG_DROPPED] += log.dropped
             log.dropped = 0
-        self._bytes_in = 0
 
     # time
 

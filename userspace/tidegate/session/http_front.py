@@ -136,6 +136,7 @@ class FrontSide(HttpState):
             self.lane.body.skip(len(data))
         if self.http is not ctx.http:
             self._adopt_configuration()
+        self._bytes_in += len(data)
         self._heads(data)
 
     def _heads(self, data: bytes) -> None:
@@ -282,9 +283,12 @@ class FrontSide(HttpState):
         if self._in_request:
             manner = self._manner()
         else:
-            self._in_request = True
+            self._in_request = self._closing = True
             self._head_ns = self.ctx.reactor.now
-            self._closing = True
+            self._status = self._retries = 0
+            self._reused = False
+            if self.http.log is not None:
+                self._begin_record(named=False)
             manner = Manner(head_only=False, close=True, http10=False)
         answer = self.http.site.answers.answer(status, retry_after_s=retry_after_s, **manner)
         self._send_answer(answer, status, reason)
@@ -313,11 +317,6 @@ class FrontSide(HttpState):
         if self._in_request and self._head_sent:
             self._cut(EndReason.BAD_REQUEST)
         else:
-            if not self._in_request:
-                self._status = self._retries = 0
-                self._reused = False
-                if self.http.log is not None:
-                    self._begin_record()
             self._answer(error.status, EndReason.BAD_REQUEST, close=True)
 
     # writing

@@ -179,3 +179,4 @@ class ResponseSide(BackSide):
             status=status,
         )
         self._answer(status, reason)
+        self._fault = ""  # the connection goes on, and the next request is another

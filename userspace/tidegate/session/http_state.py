@@ -97,6 +97,7 @@ class HttpState(Queued):
         "_in_request",
         "_looping",
         "_must_linger",
+        "_named",
         "_out",
         "_over",
         "_parser",
@@ -137,13 +138,14 @@ class HttpState(Queued):
         self.http = http
         self.front = front
         self.peer = peer
-        self.established_ns = established_ns
         now = ctx.reactor.now
+        # The loop's time is when its batch began; who came since has waited for no time, not for less.
+        self.established_ns = established_ns if established_ns < now else now
         self.started_ns = now
         self._state = HEAD
         self._front_watch = -1  # the interest; -1: not watched yet
         self._front_ns = self._back_ns = now  # last progress of either side
-        self._since_ns = established_ns  # HEAD: when the wait for this head began
+        self._since_ns = self.established_ns  # HEAD: when the wait for this head began
         self._first_request = True
         self._in_request = False  # from a whole head to the end of its response
         self._partial = False  # HEAD: a part of one is here
@@ -161,7 +163,8 @@ class HttpState(Queued):
         self._backend: BackendState | None = None
         self._entered: Gate[Queued] | None = None  # where it holds a place
         self._proxy: ProxyReader | None = None
-        self._bytes_in = self._bytes_out = 0
+        self._bytes_in = 0  # read, of requests that are not in the access log yet
+        self._bytes_out = 0
         self._fault = ""  # what exactly was wrong with a request or response, for the log
         self._proxied: ProxyHeader | None = None  # who the client is, by its PROXY header
         self._wake_ns = 0  # CONNECTING, BACKOFF, LINGER: when it ends
@@ -183,6 +186,7 @@ class HttpState(Queued):
         self._served_by: BackendState | None = None
         self.splice: BodySplice | None = None  # while the kernel moves a body
         self.lane: Lane | None = None  # since it moved one that the client sent
+        self._named: bool  # the access log's next record is of a request, not of what never became one
 
     # what others ask of a session
 
@@ -241,7 +245,7 @@ class HttpState(Queued):
     def _adopt_configuration(self) -> None:
         raise NotImplementedError
 
-    def _begin_record(self) -> None:
+    def _begin_record(self, *, named: bool = True) -> None:
         raise NotImplementedError
 
     def _limited(self, now: int) -> bool:

@@ -82,6 +82,8 @@ def to_memfd(value: object, name: str = "tidegate-message") -> int:
 
 def from_memfd(fd: int) -> Any:
     """What `to_memfd` put there; closes the fd."""
-    with os.fdopen(fd, "rb") as file:
-        file.seek(0)
-        return pickle.load(file)
+    try:
+        # each worker has this file, and all of them one position in it: reading must not move it
+        return pickle.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    finally:
+        os.close(fd)
