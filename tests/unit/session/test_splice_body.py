@@ -10,7 +10,7 @@ from harness.splice_model import LARGEST, PATIENCE, Broken, Ends, Port, Sock, Wo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.session.splice import Wait
+from tidegate.session.splice import LATER, Wait
 from tidegate.session.splice_body import BodySource, ShortError
 
 EVENT = st.integers(0, 16 * LARGEST - 1)
@@ -230,3 +230,19 @@ def test_a_seeded_fault_is_found(fault: type[BodySource] | type[Port]) -> None:
     else:
         Faulty.source_type = fault
     assert fails(Faulty)
+
+
+def test_a_source_that_the_kernel_would_not_have_is_offered_again_much_later() -> None:
+    class Unwilling(Ends):
+        def enter(self) -> bool:
+            return False
+
+    connection = Connection([], [(1, 10, False)], 100, 64)
+    body = BodySource(connection.ports[0], Unwilling(connection, connection.ports[0]))
+    assert body.welcome
+    assert not body.start(10)
+    assert connection.ports[0].budget == 0
+    body.skip(LATER - 1)
+    assert not body.welcome
+    body.skip(1)
+    assert body.welcome

@@ -99,6 +99,9 @@ class BodySplice:
         if splicer is None or left < splicer.threshold(ctx):
             return
         source, target = (conn.sock, session.front) if down else (session.front, conn.sock)
+        before = conn.lane if down else session.lane
+        if before is not None and not before.body.welcome:
+            return
         share = splicer.share(1) if splicer.possible(source, target) else 0
         if not share:
             return

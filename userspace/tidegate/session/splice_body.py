@@ -20,8 +20,13 @@ class BodySource(Direction):
     __slots__ = ("until",)
 
     def __init__(self, port: Port, ends: Ends) -> None:
-        super().__init__(port, ends)
+        super().__init__(port, ends, enter_at=0)
         self.until = 0  # as `moved`: where the body under way ends
+
+    @property
+    def welcome(self) -> bool:
+        """Whether it is worth trying: not right after the kernel would not have it."""
+        return self.joined or self.read >= self.enter_at
 
     def skip(self, count: int) -> None:
         """So many bytes were read by others."""
@@ -44,6 +49,7 @@ class BodySource(Direction):
         """Only when nothing can come, and all that came was read: the kernel drops what arrives meanwhile."""
         if self.joined:
             self.joined = False
+            self.enter_at = 0
             self._ends.leave()
 
     def stop(self) -> None:
