@@ -19,7 +19,7 @@
  *
  * Reads: the user half of struct splice_flow; tcp_sock.rcv_nxt and .bytes_received of the source,
  * .bytes_acked and sock.sk_sndbuf of the target. Writes: the kernel half, and the bell: the index of
- * a direction of which something was passed while userspace had nothing of it.
+ * a direction of which something was passed while userspace had nothing of it, or whose budget is used up.
  */
 #include "common.h"
 
@@ -183,6 +183,8 @@ static __always_inline int verdict(struct __sk_buff *skb)
 		if (bpf_sk_redirect_hash(skb, MAP(MAP_SPLICED), &target, 0) == SK_PASS) {
 			WRITE(flow->redirected, flow->redirected + len);
 			WRITE(flow->redirected_ns, now);
+			if (flow->redirected == READ(flow->budget))
+				ring(index);
 			return SK_PASS;
 		}
 	}

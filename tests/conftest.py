@@ -106,7 +106,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     notes += [f"left behind: {process}" for process in left]
     mount = features.cgroup2_mount()
     if not leaks.other_sessions(os.getpid()):
-        cgroups = leaks.settle(lambda: sorted(leaks.instance_cgroups(mount) - config.stash[_cgroups]))
+        cgroups = leaks.settle(
+            lambda: sorted(
+                path
+                for path in leaks.instance_cgroups(mount) - config.stash[_cgroups]
+                if not leaks.of_another(path.name, os.getpid())
+            )
+        )
         notes += [f"left behind: cgroup {path}" for path in cgroups]
     if notes and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

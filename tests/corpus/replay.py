@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 
 import httptools
+from frame.skips import ELSEWHERE
 
 from tidegate.http.errors import RequestError
 from tidegate.http.forwarded import Peer
@@ -25,6 +26,8 @@ from tidegate.http.request import RequestParser, RequestRules
 from tidegate.http.stamps import RequestIds
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+NO_SHARED = f"{ELSEWHERE}shared/corpus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,23 @@ def own_cases() -> list[Case]:
     return [case for path in sorted(HERE.glob("*.jsonl")) for case in load(path)]
 
 
-def shared_cases() -> list[Case]:
+def shared_cases(root: Path = ROOT) -> list[Case]:
     """The corpus beside the repository, where there is one; TIDEGATE_SHARED_CORPUS names another place."""
-    place = os.environ.get("TIDEGATE_SHARED_CORPUS") or HERE.parents[2] / "shared" / "corpus"
-    path = Path(place) / "requests.jsonl"
-    return load(path) if path.is_file() else []
+    named = os.environ.get("TIDEGATE_SHARED_CORPUS")
+    places = [Path(named)] if named else [one.parent / "shared" / "corpus" for one in checkouts(root)]
+    for place in places:
+        if (path := place / "requests.jsonl").is_file():
+            return load(path)
+    return []
+
+
+def checkouts(root: Path) -> list[Path]:
+    """`root`, and the checkout it is a worktree of: `.git` is then a file with <that>/.git/worktrees/X."""
+    git = root / ".git"
+    if not git.is_file():
+        return [root]
+    directory = Path(git.read_text().removeprefix("gitdir:").strip())
+    return [root, directory.parents[2]] if directory.parent.name == "worktrees" else [root]
 
 
 @dataclass(slots=True)
@@ -85,6 +100,7 @@ class Played:
     error: RequestError | None = None
     pending: bool = False  # the client's bytes ended inside a request
     requests: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)  # method, target, host
+    starts: list[int] = field(default_factory=list)  # where in `sent` each begins
 
 
 def form(via: str = "tidegate") -> RequestForm:
@@ -120,6 +136,7 @@ def _feed(parser: RequestParser, data: bytes, peer: Peer, writer: RequestForm, p
             head = writer.head(request, peer, None, 1_700_000_000_000_000)
             if parser.state == BODY:
                 head += parser.receive_body(b"")
+            played.starts.append(len(played.sent))
             played.sent += head
             played.requests.append((request.method, request.raw_target, request.host))
         data = b""
@@ -131,6 +148,13 @@ def _feed(parser: RequestParser, data: bytes, peer: Peer, writer: RequestForm, p
         parser.next()
         if not parser.rest:
             return
+
+
+def whole_part(played: Played) -> bytes:
+    """What was sent, without a last request that was cut off or refused in its body."""
+    if played.error is None and not played.pending:
+        return played.sent
+    return played.sent if len(played.starts) == played.whole else played.sent[: played.starts[-1]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.http_wire import HttpClient, ScriptedBackend, Wire, answer_ok, read_head, read_request
+from harness.http_wire import (
+    HttpClient,
+    ScriptedBackend,
+    Wire,
+    answer_ok,
+    read_head,
+    read_request,
+    turned_away,
+)
 from harness.line_client import LineClient
 from harness.proc import Tidegate, tcp_config
 from harness.waiting import wait_until
@@ -26,6 +34,7 @@ from harness.waiting import wait_until
 from tidegate.http.proxyproto import encode_v1, encode_v2
 
 TRUST = ["127.0.0.0/8"]
+PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SOURCE, DESTINATION = ("203.0.113.9", 4711), ("198.51.100.1", 443)
 
 
@@ -120,19 +129,19 @@ def test_connections_per_client(protocol: str) -> None:
     with ScriptedBackend() as backend, proxy([backend.address], protocol=protocol, limits=limits) as gate:
         first, second = HttpClient(gate.port()), HttpClient(gate.port())
         assert first.get().status == second.get().status == 200
-        with HttpClient(gate.port()) as third:
-            if protocol == "http":
+        if protocol == "http":
+            with HttpClient(gate.port()) as third:
                 assert third.get().status == 429
                 assert third.ended
-            else:
-                assert third.rest() == b""
+        else:
+            assert turned_away(gate.port()) == b""
         with HttpClient(gate.port(), source="127.0.0.7") as other:
             assert other.get().status == 200
         first.close()
         second.close()
 
         def free_again() -> bool:
-            with HttpClient(gate.port()) as client, contextlib.suppress(OSError, EOFError):
+            with contextlib.suppress(OSError, EOFError), HttpClient(gate.port()) as client:
                 return client.get().status == 200
             return False
 
@@ -161,16 +170,11 @@ def test_a_proxy_header_says_who_the_client_is(version: str) -> None:
                 for byte in header:
                     client.send(bytes([byte]))
                 assert client.get().status == 200
-            with HttpClient(gate.port()) as client:  # none
-                with contextlib.suppress(OSError):
-                    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert client.rest() == b""
+            assert turned_away(gate.port(), PLAIN) == b""
         assert len(seen) == 3
         with proxy([backend.address], proxy_protocol=version) as gate:  # nobody is trusted
-            with HttpClient(gate.port()) as client:
-                with contextlib.suppress(OSError):
-                    client.send(header + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert client.rest() == b""
+            assert turned_away(gate.port(), header + PLAIN) == b""
+            assert gate.listener()["ended"]["bad_proxy_header"] == 1
         assert len(seen) == 3
 
 
@@ -206,13 +210,16 @@ def test_the_access_log_tells_of_every_request_and_reopens() -> None:
         os.chmod(directory, 0o755)
         path = Path(directory) / "access.log"
         log = {"path": str(path), "format": "json"}
-        with ScriptedBackend() as backend, proxy([backend.address], access_log=log) as gate:
+        routes = [{"path": {"exact": "/own"}, "deny": 404}]
+        with ScriptedBackend() as backend, proxy([backend.address], access_log=log, route=routes) as gate:
             with HttpClient(gate.port()) as client:
                 client.get("/one", "X-Request-Id: my-id")
                 client.get("/two")
+                assert client.get("/own").status == 404
                 client.ask(b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n")
-            wait_until(lambda: path.exists() and path.read_text().count("\n") == 3, 5, "three lines")
-            one, two, bad = [json.loads(line) for line in path.read_text().splitlines()]
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 4, 5, "four lines")
+            one, two, own, bad = [json.loads(line) for line in path.read_text().splitlines()]
+            assert (own["status"], own["path"], own["backend"], own["request_id"]) == (404, "/own", "", "")
             assert (one["method"], one["path"], one["status"], one["end"]) == ("GET", "/one", 200, "done")
             assert one["request_id"] == "my-id" and one["backend"] == backend.address
             assert one["client"] == "127.0.0.1" and one["queue_age_us"] is not None
@@ -225,6 +232,31 @@ def test_the_access_log_tells_of_every_request_and_reopens() -> None:
             with HttpClient(gate.port()) as client:
                 client.get("/three")
             wait_until(lambda: "/three" in path.read_text(), 5, "its line in the new file")
+
+
+def test_the_access_log_counts_the_bytes_of_each_request_and_response() -> None:
+    """Heads and bodies as they came, however the kernel cut them: each byte belongs to one request."""
+    requests = [
+        b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+        b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\n\r\n",
+        b"PUT /4 HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000,
+        b"BAD\r\n\r\n",
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        log = {"path": str(path), "format": "json"}
+        listener = {"access_log": log, "proxy_protocol": "v1", "trusted": TRUST}
+        with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+            with HttpClient(gate.port()) as client:
+                client.send(encode_v1(SOURCE, DESTINATION) + b"".join(requests))
+                answers = client.rest()
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 5, 5, "five lines")
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            assert [line["bytes_in"] for line in lines] == [len(request) for request in requests]
+            assert sum(line["bytes_out"] for line in lines) == len(answers)
+            assert gate.listener()["bytes_in"] == sum(map(len, requests))
 
 
 def test_a_sticky_cookie_keeps_a_client_on_its_backend() -> None:
@@ -393,5 +425,5 @@ def test_tcp_clients_behind_a_proxy_header() -> None:
                 client.sock.sendall(encode_v1(SOURCE, DESTINATION) + b"first\n")
                 assert client.hear() == "FIRST"
                 assert client.ask("more") == "MORE"
-            with LineClient(gate.port()) as client, pytest.raises((EOFError, OSError)):
+            with pytest.raises((EOFError, ConnectionError)), LineClient(gate.port()) as client:
                 client.ask("GET /")

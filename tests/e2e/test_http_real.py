@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
-import json
 import os
 import shutil
 import subprocess
@@ -15,14 +13,13 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import wrk
 from harness.backends import NativeBackend
-from harness.http_wire import ScriptedBackend, Wire, read_head
+from harness.http_wire import ScriptedBackend
 from harness.peers import HAProxy, Nginx
 from harness.ports import free_port, wait_listening
 from harness.proc import Tidegate, tcp_config
@@ -43,38 +40,6 @@ def python_server(directory: Path) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "http.server", "-b", "127.0.0.1", "-d", str(directory), str(port)]
     child = Child(command, directory.parent / "server.log")
-    try:
-        wait_listening(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        child.kill()
-
-
-@contextlib.contextmanager
-def wsgi_server(directory: Path) -> Iterator[str]:
-    """gunicorn, two threads, keep-alive."""
-    pytest.importorskip("gunicorn")
-    port = free_port()
-    (directory / "tidegate_app.py").write_text(
-        "import hashlib, json\n"
-        "def app(environ, start_response):\n"
-        "    body = environ['wsgi.input'].read() if environ.get('HTTP_TRANSFER_ENCODING') or "
-        "environ.get('CONTENT_LENGTH') else b''\n"
-        "    start_response('200 OK', [('Content-Type', 'application/json')])\n"
-        "    yield json.dumps({'method': environ['REQUEST_METHOD'], 'path': environ['PATH_INFO'],\n"
-        "        'length': len(body), 'digest': hashlib.sha256(body).hexdigest()}).encode()\n"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "-b",
-        f"127.0.0.1:{port}",
-        "--threads",
-        "2",
-        "tidegate_app:app",
-    ]
-    child = Child(command, directory / "gunicorn.log", env={**os.environ, "PYTHONPATH": str(directory)})
     try:
         wait_listening(port)
         yield f"127.0.0.1:{port}"
@@ -118,64 +83,6 @@ def test_curl_and_python_clients_before_http_server(directory: Path) -> None:
         client.close()
 
 
-class Digests:
-    """Answers with what came: its length and digest, read piece by piece."""
-
-    def __call__(self, wire: Wire) -> None:
-        wire.recording = False  # gigabytes
-        while True:
-            head = read_head(wire)
-            if head.get("expect"):
-                wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            digest, length = hashlib.sha256(), 0
-            if head.get("transfer-encoding"):
-                while size := int(wire.until(b"\r\n"), 16):
-                    digest.update(wire.exactly(size))
-                    length += size
-                    wire.exactly(2)
-                wire.until(b"\r\n")
-            else:
-                left = int(head.get("content-length") or 0)
-                while left:
-                    piece = wire.exactly(min(left, 65536))
-                    digest.update(piece)
-                    length += len(piece)
-                    left -= len(piece)
-            body = json.dumps({"length": length, "digest": digest.hexdigest()}).encode()
-            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_uploads_by_curl_expecting_100(directory: Path, chunked: bool) -> None:
-    content = os.urandom(BIG // 4)
-    (directory / "upload").write_bytes(content)
-    with ScriptedBackend(Digests()) as backend, proxy(backend.address) as gate:
-        more = ["-H", "Transfer-Encoding: chunked"] if chunked else []
-        for _ in range(2):
-            answer = json.loads(
-                curl(
-                    "-H",
-                    "Expect: 100-continue",
-                    *more,
-                    "-T",
-                    str(directory / "upload"),
-                    f"http://{gate.address()}/u",
-                )
-            )
-            assert answer == {"length": len(content), "digest": hashlib.sha256(content).hexdigest()}
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_a_gigabyte_up_in_chunks() -> None:
-    size, piece = 1 << 30, os.urandom(1 << 20)
-    with ScriptedBackend(Digests()) as backend, proxy(backend.address) as gate:
-        client = http.client.HTTPConnection("127.0.0.1", gate.port(), timeout=300)
-        client.request("POST", "/u", body=(piece for _ in range(size // len(piece))), encode_chunked=True)
-        assert json.loads(client.getresponse().read())["length"] == size
-        client.close()
-
-
 @pytest.mark.parametrize("peer", [HAProxy, Nginx])
 def test_other_proxies_and_servers_behind(peer: Any) -> None:
     """tidegate, then another proxy, then a server: kept-alive connections all the way."""
@@ -208,16 +115,21 @@ def test_h2load_speaking_http1_pipelines() -> None:
         assert "2000 succeeded, 0 failed" in done.stdout, done.stdout + done.stderr
 
 
-def test_gunicorn_behind(directory: Path) -> None:
-    with wsgi_server(directory) as server, proxy(server) as gate:
-        base = f"http://{gate.address()}"
-        content = os.urandom(300_000)
-        (directory / "upload").write_bytes(content)
-
-        def upload(at: int) -> None:
-            answer = json.loads(curl("--data-binary", f"@{directory / 'upload'}", f"{base}/{at}"))
-            assert answer["path"] == f"/{at}"
-            assert answer["digest"] == hashlib.sha256(content).hexdigest()
-
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(upload, range(12)))
+@pytest.mark.skipif(not shutil.which("nghttp"), reason="no nghttp")
+@pytest.mark.parametrize("upgrade", [True, False])
+def test_nghttp_is_not_led_around_the_rules(upgrade: bool) -> None:
+    """It speaks HTTP/2 at once, or asks in HTTP/1.1 to go on in it: the one is refused, the other ignored."""
+    with ScriptedBackend() as backend, proxy(backend.address) as gate:
+        more = ["-u"] if upgrade else []
+        done = subprocess.run(
+            ["nghttp", "-v", *more, f"http://{gate.address()}/secret"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert "HTTP Upgrade failed" in done.stdout + done.stderr or not upgrade
+        requests = backend.seen.decode("latin-1")
+        assert requests.count("/secret") == int(upgrade)
+        assert "h2c" not in requests.lower() and "http2-settings" not in requests.lower()
+        assert curl(f"http://{gate.address()}/after") == b"GET /after"

@@ -1,4 +1,4 @@
-"""Timeouts of clients, draining, reload, and clients that leave."""
+"""Half-closed clients, draining, reload, slow-loris. Timeouts are rows of the table in test_http_clients."""
 
 # ruff: noqa: SIM117 - a proxy, then its clients: two levels say more than one line
 
@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness.http_wire import HttpClient, ScriptedBackend, Wire, read_head, read_request
+from harness.http_wire import HttpClient, ScriptedBackend, Wire, read_request
 from harness.proc import Tidegate, tcp_config
+from harness.processes import stat
+from harness.slow_clients import SlowClients
 from harness.waiting import wait_until
 
 
@@ -22,80 +24,6 @@ def proxy(backend: ScriptedBackend, cluster: Any = None, **listener: Any) -> Ite
     config = tcp_config([backend.address], protocol="http", cluster=cluster, **listener)
     with Tidegate(config) as gate:
         yield gate
-
-
-def test_a_trickled_head_gets_408_in_the_time_of_one() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="600ms") as gate:
-        with HttpClient(gate.port()) as client:
-            begun = time.monotonic()
-            with contextlib.suppress(OSError):
-                for byte in b"GET / HTTP/1.1\r\nHost: a.example\r\nX-Slow: " + b"x" * 200:
-                    client.send(bytes([byte]))
-                    client.sock.settimeout(0.02)
-                    try:
-                        client.more()
-                        break
-                    except TimeoutError:
-                        continue
-            client.sock.settimeout(5)
-            assert client.response().status == 408
-            took = time.monotonic() - begun
-            assert 0.5 < took < 3
-            assert client.ended
-        assert backend.seen == b""
-
-
-def test_silence_from_the_beginning_is_closed_without_an_answer() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="200ms") as gate:
-        with HttpClient(gate.port()) as client:
-            assert client.rest() == b""
-        wait_until(lambda: gate.listener()["ended"]["request_timeout"] == 1, 5, "its reason")
-
-
-def test_an_idle_kept_alive_connection_is_closed_without_an_answer() -> None:
-    with ScriptedBackend() as backend, proxy(backend, keepalive_timeout="200ms") as gate:
-        with HttpClient(gate.port()) as client:
-            assert client.get().status == 200
-            assert client.rest() == b""
-        wait_until(lambda: gate.listener()["ended"]["idle"] == 1, 5, "its reason")
-
-
-def test_the_second_head_has_a_time_of_its_own() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="300ms") as gate:
-        with HttpClient(gate.port()) as client:
-            for _ in range(3):
-                assert client.get().status == 200
-                time.sleep(0.4)
-            client.send(b"GET / HTTP/1.1\r\nHo")
-            assert client.response().status == 408
-
-
-def test_a_stalled_upload_gets_408_and_the_backend_no_whole_request() -> None:
-    with ScriptedBackend() as backend, proxy(backend, front_timeout="300ms") as gate:
-        with HttpClient(gate.port()) as client:
-            client.send(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 10\r\n\r\nabc")
-            assert client.response().status == 408
-            assert client.ended
-        wait_until(lambda: backend.wires[0].sock.fileno() == -1, 5, "the backend connection's end")
-        assert backend.seen.endswith(b"\r\n\r\nabc")
-
-
-def test_a_client_that_leaves_takes_its_request_along() -> None:
-    gone = threading.Event()
-
-    def script(wire: Wire) -> None:
-        read_request(wire)
-        with contextlib.suppress(OSError, EOFError):
-            wire.more()
-        gone.set()
-
-    with ScriptedBackend(script) as backend, proxy(backend) as gate:
-        client = HttpClient(gate.port())
-        client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
-        wait_until(lambda: backend.seen.endswith(b"\r\n\r\n"), 5, "the request")
-        client.close()
-        assert gone.wait(5)
-        wait_until(lambda: gate.listener()["ended"]["client_gone"] == 1, 5, "its reason")
 
 
 def test_a_half_closed_client_is_served_where_that_is_allowed() -> None:
@@ -143,14 +71,43 @@ def test_a_reload_changes_the_rules_of_a_kept_alive_connection() -> None:
             assert client.get("/y").status == 200
 
 
-def test_slow_loris_clients_leave_nothing_behind() -> None:
-    with ScriptedBackend() as backend, proxy(backend, request_timeout="500ms") as gate:
-        slow = [HttpClient(gate.port()) for _ in range(200)]
-        for client in slow:
-            client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\nX: ")
+def test_slow_loris_clients_hinder_nobody_and_leave_nothing_behind() -> None:
+    """Each sends a byte every 100 ms, which does not prolong its time; everybody else is served meanwhile."""
+    count, request_timeout_s = 300, 2.0
+    with ScriptedBackend() as backend, proxy(backend, request_timeout=f"{request_timeout_s}s") as gate:
+        (worker,) = gate.worker_pids()
+        memory: list[int] = []
+
+        def round_of_slow_ones() -> None:
+            begun = time.monotonic()
+            asked = 0
+            with SlowClients(gate.port(), count, interval_ms=100) as slow:
+                with HttpClient(gate.port()) as kept:
+                    while time.monotonic() < begun + request_timeout_s / 2:
+                        assert kept.get("/kept").status == 200
+                        with HttpClient(gate.port()) as fresh:
+                            assert fresh.get("/fresh").status == 200
+                        asked += 1
+                    counts = slow.counts()
+                    assert counts["sent"] > count  # they do trickle
+                    wait_until(lambda: not slow.counts()["open"], 10, "the slow ones' end")
+                    assert kept.get("/kept").status == 200
+                assert slow.counts()["answered_408"] == count
+            assert asked > 5
+            wait_until(lambda: gate.listener()["sessions"] == 0, 5, "the sessions' end")
+            seen = stat(worker)
+            assert seen is not None
+            memory.append(seen.rss_bytes)
+
         with HttpClient(gate.port()) as client:
             assert client.get().status == 200
-        for client in slow:
-            assert read_head(client).status == 408
-            client.close()
-        wait_until(lambda: gate.listener()["sessions"] == 0, 10, "the sessions' end")
+        wait_until(lambda: gate.listener()["sessions"] == 0, 5, "the first session's end")
+        files = len(os.listdir(f"/proc/{worker}/fd"))
+        for _ in range(3):
+            round_of_slow_ones()
+        ended = gate.listener()["ended"]
+        assert ended["request_timeout"] == 3 * count
+        assert ended["internal_error"] == 0
+        wait_until(lambda: len(os.listdir(f"/proc/{worker}/fd")) == files, 5, "the descriptors to come back")
+        # the first round's sessions made the interpreter's arenas; the later ones live in them
+        assert memory[2] - memory[1] < 128 << 10  # bytes: less than half a KiB for each slow one

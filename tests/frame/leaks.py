@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,9 +51,25 @@ def _carries(pid: int, mark: bytes, proc: Path) -> bool:
         return False
 
 
+def of_another(instance: str, me: int, proc: Path = Path("/proc")) -> bool:
+    """Whether an instance says by its name, `e2e-PID-NUMBER`, that another living process made it."""
+    found = re.fullmatch(r"e2e-(\d+)-\d+", instance)
+    return found is not None and int(found[1]) != me and (proc / found[1]).is_dir()
+
+
+def _instance(pid: int, proc: Path) -> str:
+    """Of tidegate, by the process's cgroup; "" for none."""
+    try:
+        found = re.search(r"/tidegate/([^/\n]+)", (proc / str(pid) / "cgroup").read_text())
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
 def left_processes(session: str, since: int, me: int, proc: Path = Path("/proc")) -> list[Process]:
     """Processes of this session that still run: our descendants, those that carry its mark, and orphans
-    called "tidegate: ..." born since (a title is written over the environment, mark and all).
+    called "tidegate: ..." born since (a title is written over the environment, mark and all), unless they are
+    in the cgroup of a session beside this one.
 
     `since` and the start times are clock ticks since boot, `me` is the session's own pid.
     """
@@ -64,7 +81,12 @@ def left_processes(session: str, since: int, me: int, proc: Path = Path("/proc")
     unseen = list(children.get(me, []))
     mark = f"{SESSION_VARIABLE}={session}".encode()
     for process in alive:
-        orphan = process.parent == 1 and process.started >= since and process.title.startswith("tidegate: ")
+        orphan = (
+            process.parent == 1
+            and process.started >= since
+            and process.title.startswith("tidegate: ")
+            and not of_another(_instance(process.pid, proc), me, proc)
+        )
         if process.pid != me and (orphan or _carries(process.pid, mark, proc)):
             unseen.append(process)
     while unseen:

@@ -158,6 +158,40 @@ def _read_body(wire: Wire, message: Message) -> bool:
     return True
 
 
+class Arrived(Wire):
+    """Bytes that have all come, read as if from a connection that ends behind them."""
+
+    def __init__(self, data: bytes) -> None:
+        self.received = self._buffer = data
+        self.recording = False
+
+    def __del__(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def left(self) -> bool:
+        """Whether there is more to read."""
+        return bool(self._buffer)
+
+    def more(self) -> bytes:
+        raise EOFError(f"after {self._buffer[-200:]!r}")
+
+
+def read_response(wire: Wire, method: str = "GET") -> Message:
+    """The next final response, the interim ones before it in `interim`."""
+    interim = []
+    while (message := read_head(wire)).status < 200 and message.status != 101:
+        interim.append(message)
+    message.interim = interim
+    no_body = method == "HEAD" or message.status in (101, 204, 304)
+    if not no_body and not _read_body(wire, message):
+        message.body = wire.rest()
+    return message
+
+
 class HttpClient(Wire):
     """A client connection."""
 
@@ -168,15 +202,7 @@ class HttpClient(Wire):
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def response(self, method: str = "GET") -> Message:
-        """The next final response, the interim ones before it in `interim`."""
-        interim = []
-        while (message := read_head(self)).status < 200 and message.status != 101:
-            interim.append(message)
-        message.interim = interim
-        no_body = method == "HEAD" or message.status in (101, 204, 304)
-        if not no_body and not _read_body(self, message):
-            message.body = self.rest()
-        return message
+        return read_response(self, method)
 
     def ask(self, request: bytes, method: str = "GET") -> Message:
         self.send(request)
@@ -185,6 +211,18 @@ class HttpClient(Wire):
     def get(self, target: str = "/", *lines: str, method: str = "GET") -> Message:
         head = "\r\n".join([f"{method} {target} HTTP/1.1", "Host: a.example", *lines, "", ""])
         return self.ask(head.encode("latin-1"), method)
+
+
+def turned_away(port: int, data: bytes = b"", source: str = "") -> bytes:
+    """All that a client got that the proxy may reset whenever it likes: connect() may already fail by it.
+
+    Raises TimeoutError when the connection is not ended.
+    """
+    with contextlib.suppress(ConnectionError), HttpClient(port, source=source) as client:
+        with contextlib.suppress(ConnectionError):
+            client.send(data)
+        return client.rest()
+    return b""
 
 
 def answer_ok(wire: Wire) -> None:

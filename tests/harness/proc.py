@@ -68,8 +68,11 @@ class Tidegate:
         ready_timeout_s: float = 20.0,
         stop_timeout_s: float = 15.0,
         instance: str = "",
+        may_raise: bool = False,
     ) -> None:
-        """`user` runs all of it as that user; `nofile` is RLIMIT_NOFILE; `instance` names the cgroup."""
+        """`user` runs all of it as that user; `nofile` is RLIMIT_NOFILE; `instance` names the cgroup. An
+        exception in the log fails the test, unless it `may_raise`.
+        """
         self._temporary = tempfile.TemporaryDirectory(prefix="tg-e2e-")
         self.directory = Path(self._temporary.name)
         self.instance = instance or f"e2e-{os.getpid()}-{next(_numbers)}"
@@ -85,6 +88,7 @@ class Tidegate:
         self._child: Child | None = None
         self._objects = KernelObjects()
         self._cgroup_may_stay = False
+        self._may_raise = may_raise
         self._successor = 0  # pid of the supervisor that took over by an upgrade
         self.exit_status: int | None = None
 
@@ -124,6 +128,8 @@ class Tidegate:
                 if self.alive():
                     self.stop()
                 self.assert_nothing_left()
+                if not self._may_raise:
+                    assert "Traceback (most recent call last)" not in self.log(), "it logged an exception"
         except BaseException as failure:
             error = failure
             raise

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tidegate.session.splice import Direction, LostError, Wait
+from tidegate.session.splice import NEVER, Direction, LostError, Wait
 
 SEND_BUFFER = 120
 RECEIVE_BUFFER = 150
@@ -77,6 +77,7 @@ class Port:
         self._broken = False
         self.rung = False
         self.published = 0  # consumed
+        self.budget = NEVER
         self.base = len(target.out)
         self.read_before = source.read
 
@@ -89,7 +90,11 @@ class Port:
         return self.target.acked
 
     def may_redirect(self, size: int) -> bool:
-        return self._passed == self.published and self.held() + size <= self.limit
+        return (
+            self._passed == self.published
+            and self._redirected + size <= self.budget
+            and self.held() + size <= self.limit
+        )
 
     def repeated(self, skb: Skb) -> int:
         return self.read_before + self._redirected + self._passed - skb.at
@@ -107,10 +112,15 @@ class Port:
         if self.may_redirect(len(data)):
             self._redirected += len(data)
             self.target.backlog.append(data)
+            self.used_up()
         else:
             self.ring()
             self._passed += len(data)
             self.source.passed += data
+
+    def used_up(self) -> None:
+        if self._redirected == self.budget:
+            self.rung = True
 
     def ring(self) -> None:
         if self._passed == self.published:
@@ -131,6 +141,16 @@ class Port:
     @property
     def broken(self) -> bool:
         return self._broken
+
+    def aim(self, target: Sock, done: int) -> None:
+        self.budget = 0
+        self.target = target
+        self.base = len(target.out) - self._redirected - done
+        self.published = done
+
+    def set_budget(self, redirected: int) -> None:
+        self._world.something()
+        self.budget = redirected
 
     def begin(self, read: int, consumed: int) -> None:
         self._passed = read
@@ -156,16 +176,17 @@ class Ends:
         self._world = world
         self._port = port
 
-    def read(self) -> memoryview:
+    def read(self, most: int = NEVER) -> memoryview:
         self._world.something()
         source = self._port.source
+        size = min(most, self._world.buffer)
         if source.passed:
-            data = bytes(source.passed[: self._world.buffer])
+            data = bytes(source.passed[:size])
             del source.passed[: len(data)]
             return memoryview(bytearray(data))
         if source.queue:  # recv() knows where it is in each skb
             skb = source.queue[0]
-            data = skb.data[source.read - skb.at :][: self._world.buffer]
+            data = skb.data[source.read - skb.at :][:size]
             source.read += len(data)
             while source.queue and source.queue[0].at + len(source.queue[0].data) <= source.read:
                 del source.queue[0]
@@ -173,6 +194,11 @@ class Ends:
         if source.fin_in:
             return memoryview(b"")
         raise BlockingIOError
+
+    def at_end(self) -> bool:
+        self._world.something()
+        source = self._port.source
+        return source.fin_in and not source.passed and not source.queue
 
     def write(self, data: memoryview) -> int:
         self._world.something()
@@ -194,6 +220,11 @@ class Ends:
         for skb in waiting:
             self._port.verdict(skb)
         return True
+
+    def leave(self) -> None:
+        source = self._port.source
+        source.mapped = False
+        source.read = source.arrived  # all of it was, or redirected
 
 
 class World:

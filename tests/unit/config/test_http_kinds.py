@@ -142,3 +142,19 @@ def test_a_path_of_a_directory_that_is_not_there(tmp_path: Path) -> None:
         read(plain.WritablePath(("stdout",)), str(tmp_path / "none" / "access.log"))
     assert read(plain.WritablePath(("stdout",)), "stdout") == "stdout"
     assert read(plain.WritablePath(), str(tmp_path / "access.log")) == str(tmp_path / "access.log")
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308", "400", "499", "599"])
+def test_answers_are_of_errors_and_redirects(status: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("page")
+    assert read(kinds.Answers(), {status: str(tmp_path / "page.html")}) == (
+        (int(status), tmp_path / "page.html"),
+    )
+
+
+@pytest.mark.parametrize("status", ["200", "204", "300", "303", "304", "600", "99", "4000", "abc", "40x"])
+def test_other_statuses_have_no_answer_of_ours(status: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("page")
+    here = spot()
+    kinds.Answers().read({status: str(tmp_path / "page.html")}, here)
+    assert "is not the status of an error or a redirect" in here.reading.errors[0].message

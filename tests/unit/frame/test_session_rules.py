@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from frame.skips import HOST, KERNEL, Skips
+from frame import leaks
+from frame.skips import ELSEWHERE, HOST, KERNEL, Skips
 
 TESTS = Path(__file__).resolve().parents[2]
 
@@ -124,12 +125,34 @@ def test_clean_session_passes(run: Run) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_ci_counts_every_reason_but_the_kernels() -> None:
+def test_ci_counts_every_reason_but_what_no_machine_could_mend() -> None:
     skips = Skips()
     skips.add(f"Skipped: {KERNEL}wake: since 7.0", bpf=True)
+    skips.add(f"Skipped: {ELSEWHERE}a corpus", bpf=False)
     assert skips.faults(can_load_bpf=True, ci=True) == []
     skips.add(f"{HOST}root", bpf=True)
     skips.add(f"{HOST}root", bpf=False)
     assert len(skips.faults(can_load_bpf=True, ci=True)) == 2
     assert skips.faults(can_load_bpf=False, ci=False) == []
     assert skips.lines()[0].endswith("2 skipped: needs root")
+
+
+def test_what_another_living_process_made_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "41").mkdir()
+    assert leaks.of_another("e2e-41-1", me=40, proc=tmp_path)
+    assert not leaks.of_another("e2e-41-1", me=41, proc=tmp_path)
+    assert not leaks.of_another("e2e-42-1", me=40, proc=tmp_path)  # it died and left this
+    assert not leaks.of_another("site", me=40, proc=tmp_path)
+
+
+@pytest.mark.parametrize(("maker", "ours"), [(40, True), (41, False), (42, True)])
+def test_an_orphan_belongs_to_who_made_its_instance(tmp_path: Path, maker: int, ours: bool) -> None:
+    (tmp_path / "41").mkdir()
+    orphan = tmp_path / "77"
+    orphan.mkdir()
+    stat = " ".join(["77", "(tidegate)", "S", "1", *["0"] * 17, "5000", *["0"] * 10])
+    (orphan / "stat").write_text(stat)
+    (orphan / "cmdline").write_bytes(b"tidegate: metrics")
+    (orphan / "cgroup").write_text(f"1:name=systemd:/\n0::/tidegate/e2e-{maker}-3\n")
+    left = leaks.left_processes("no-such-session", 4000, me=40, proc=tmp_path)
+    assert [process.pid for process in left] == ([77] if ours else [])

@@ -89,6 +89,17 @@ def test_bodies_from_files(tmp_path: Path) -> None:
     assert parts(answers.answer(504))[2] == b"504 Gateway Timeout\n"
 
 
+def test_a_redirect_may_have_a_body_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "moved.html").write_text("<a href=/new>moved</a>")
+    answers = Answers(DATE, [(302, tmp_path / "moved.html")])
+    line, fields, body = parts(answers.redirect(302, b"/new"))
+    assert line == b"HTTP/1.1 302 Found" and body == b"<a href=/new>moved</a>"
+    assert (fields[b"Location"], fields[b"Content-Type"]) == (b"/new", b"text/html; charset=utf-8")
+    assert well_formed(answers.redirect(302, b"/new")).status == 302
+    assert parts(answers.redirect(302, b"/new", head_only=True))[1:] == (fields, b"")
+    assert parts(answers.redirect(301, b"/new"))[2] == b""
+
+
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(AnswerFileError):
         Answers(DATE, [(503, tmp_path / "none")])

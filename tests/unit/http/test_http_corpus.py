@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
-from corpus.replay import Case, own_cases, play, shared_cases, understood
+from corpus.replay import NO_SHARED, Case, own_cases, play, shared_cases, understood
 
 OWN = own_cases()
 SHARED = shared_cases()
@@ -73,7 +76,7 @@ def test_own_corpus_with_a_follower(case: Case) -> None:
         assert reached or last
 
 
-@pytest.mark.skipif(not SHARED, reason="no shared corpus beside this repository")
+@pytest.mark.skipif(not SHARED, reason=NO_SHARED)
 @pytest.mark.parametrize("case", SHARED, ids=[case.name for case in SHARED])
 def test_shared_corpus(case: Case) -> None:
     for way, parts in ways(case):
@@ -95,3 +98,24 @@ def test_there_are_enough_cases() -> None:
     assert len(OWN) >= 150
     assert len({case.name for case in OWN}) == len(OWN)
     assert {case.verdict for case in OWN} == {"reject", "accept", "either"}
+
+
+def test_the_shared_corpus_is_found_beside_the_checkout_and_the_one_it_is_a_worktree_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TIDEGATE_SHARED_CORPUS", raising=False)
+    main, worktree = tmp_path / "a" / "main", tmp_path / "b" / "tree"
+    (main / ".git" / "worktrees" / "tree").mkdir(parents=True)
+    worktree.mkdir(parents=True)
+    (worktree / ".git").write_text(f"gitdir: {main}/.git/worktrees/tree\n")
+    assert shared_cases(main) == shared_cases(worktree) == []
+    corpus = tmp_path / "a" / "shared" / "corpus"
+    corpus.mkdir(parents=True)
+    line = {"name": "one", "verdict": "reject", "bytes": "\xff", "why": None}
+    (corpus / "requests.jsonl").write_text(json.dumps(line) + "\n")
+    (found,) = shared_cases(main)
+    assert (found.name, found.data) == ("one", b"\xff")
+    assert shared_cases(worktree) == [found]
+    assert shared_cases(tmp_path / "c" / "clone") == []
+    monkeypatch.setenv("TIDEGATE_SHARED_CORPUS", str(corpus))
+    assert shared_cases(tmp_path / "c" / "clone") == [found]

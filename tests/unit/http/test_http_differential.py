@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 import httptools
-from corpus.replay import Played, own_cases, play, understood
+from corpus.generate import CHANGES, SEEDS, SPACES, VALUES, mutate, requests
+from corpus.replay import Played, play, understood, whole_part
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -21,129 +22,6 @@ from tidegate.http.response import read_response
 
 STATUS = STATUS_LINE.match(b"HTTP/1.1 200 OK\r\n")
 assert STATUS is not None
-
-EOLS = st.sampled_from(
-    [b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n", b"\n\r\n", b"\r\n ", b"\r\n\t", b"\x0b\r\n"]
-)
-SPACES = st.sampled_from([b" "] * 8 + [b"", b"  ", b"\t", b" \t ", b"\x0b", b"\x0c", b"\xa0", b"\x00"])
-NAMES = st.sampled_from(
-    [
-        b"Content-Length",
-        b"content-length",
-        b"Content_Length",
-        b"Content-Length ",
-        b"Content\xadLength",
-        b"Transfer-Encoding",
-        b"transfer-encoding",
-        b"Transfer_Encoding",
-        b" Transfer-Encoding",
-        b"Transfer-Encoding\t",
-        b"X-A",
-        b"x-a",
-        b"Connection",
-        b"Expect",
-        b"TE",
-        b"Trailer",
-        b"Upgrade",
-        b"X\x00",
-        b"X\x7f",
-        b"",
-        b"Host",
-    ]
-)
-VALUES = st.sampled_from(
-    [
-        b"5",
-        b"05",
-        b"+5",
-        b"-5",
-        b"5,5",
-        b"5, 6",
-        b"0x5",
-        b"5 ",
-        b"5\x00",
-        b"1e1",
-        b"0",
-        b"",
-        b"6",
-        b"10",
-        b"chunked",
-        b"Chunked",
-        b"chunked ",
-        b"\tchunked",
-        b"xchunked",
-        b"chunked,",
-        b", chunked",
-        b"gzip, chunked",
-        b"chunked, identity",
-        b"identity",
-        b"chunked;a",
-        b'"chunked"',
-        b"chun\x00ked",
-        b"\x0bchunked",
-        b"\xffchunked",
-        b"close",
-        b"keep-alive",
-        b"close, X-A",
-        b"content-length",
-        b"transfer-encoding",
-        b"host",
-        b"100-continue",
-        b"websocket",
-        b"a\rb",
-        b"a\nContent-Length: 5",
-        b"a.example",
-        b"trailers",
-    ]
-)
-LINES = st.lists(st.tuples(NAMES, SPACES, VALUES, EOLS), max_size=4)
-METHODS = st.sampled_from([b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS"])
-TARGETS = st.sampled_from(
-    [b"/", b"/x?y", b"*", b"http://a.example/z", b"http://b.example/", b"/\x00", b"/a b", b"x"]
-)
-VERSIONS = st.sampled_from([b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/1.2", b"HTTP/1.1 ", b"http/1.1"])
-BODIES = st.sampled_from(
-    [
-        b"",
-        b"hello",
-        b"5\r\nhello\r\n0\r\n\r\n",
-        b"5;a=b\r\nhello\r\n0\r\n\r\n",
-        b"5\nhello\n0\n\n",
-        b"0\r\n\r\n",
-        b"5\r\nhello\r\n0\r\nX: y\r\n\r\n",
-        b"5 \r\nhello\r\n0\r\n\r\n",
-        b"+5\r\nhello\r\n0\r\n\r\n",
-        b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
-        b"GET /smuggled HTTP/1.1\r\nHost: s\r\n\r\n",
-    ]
-)
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> bytes:
-    line = draw(METHODS) + b" " + draw(TARGETS) + b" " + draw(VERSIONS) + draw(EOLS)
-    host = draw(st.sampled_from([b"Host: a.example\r\n"] * 6 + [b"", b"Host: a.example\r\nHost: b\r\n"]))
-    fields = b"".join(name + b":" + space + value + eol for name, space, value, eol in draw(LINES))
-    return line + host + fields + b"\r\n" + draw(BODIES)
-
-
-def mutate(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    for place, length, new in changes:
-        at = place % (len(data) + 1)
-        data = data[:at] + new + data[at + length :]
-    return data
-
-
-CHANGES = st.lists(
-    st.tuples(
-        st.integers(0, 10_000),
-        st.integers(0, 3),
-        st.sampled_from([b"", b"\r", b"\n", b"\r\n", b" ", b"\t", b"\x00", b":", b",", b"0", b"\x80", b";"]),
-    ),
-    min_size=1,
-    max_size=3,
-)
-SEEDS = st.sampled_from([case.data for case in own_cases() if len(case.data) < 2000])
 
 
 class Reading:
@@ -194,17 +72,6 @@ def check(data: bytes) -> Played:
     else:
         assert reading.done[: len(bodies)] == bodies
     return played
-
-
-def whole_part(played: Played) -> bytes:
-    """What was sent without a last request that was cut off or refused in its body."""
-    if played.error is None and not played.pending:
-        return played.sent
-    if len(played.requests) == played.whole:
-        return played.sent
-    last = played.requests[-1]
-    start = played.sent.rfind(b"\r\n\r\n" + last[0] + b" ")
-    return played.sent[: played.sent.rfind(last[0] + b" ")] if start < 0 else played.sent[: start + 4]
 
 
 def explained(data: bytes) -> bool:

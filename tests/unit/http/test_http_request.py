@@ -220,6 +220,19 @@ def test_what_cannot_become_valid_is_refused_before_its_end(data: bytes, status:
         assert parser.state == FAILED
 
 
+@pytest.mark.parametrize(
+    "line", [b"Bad name: x", b"Name : x", b" folded", b"\tfolded", b": x", b"no colon", b"X\xe9: y"]
+)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_malformed_field_is_refused_at_the_end_of_its_line(line: bytes, step: int) -> None:
+    parser = make()
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n"
+    feed(parser, head + line + b"\r", step)
+    with pytest.raises(RequestError) as caught:
+        parser.receive_head(b"\n")
+    assert (caught.value.status, caught.value.fault) == (400, Fault.HEADER)
+
+
 def test_limits_are_exact() -> None:
     def head(fill: int) -> bytes:
         start = b"GET / HTTP/1.1\r\nHost: a\r\nX: "

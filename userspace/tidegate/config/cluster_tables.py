@@ -203,7 +203,8 @@ CLUSTER: Final = Table(
             "max_in_flight",
             Number(1, defaults.MAX_CONNECTIONS, (("auto", 0), ("off", None))),
             defaults.MAX_IN_FLIGHT,
-            "Sessions (tcp) or requests (http) at one backend at a time; `auto` finds the number by itself.",
+            "Requests under way at the cluster at a time, per worker; others wait. `auto` finds the number "
+            "by itself. Only for http.",
         ),
         Key(
             "max_waiting",

@@ -286,8 +286,11 @@ class Answers(Kind):
         for name, item in value.items():
             here = spot.at(name)
             file = read_value(File(most=defaults.MAX_ANSWER_FILE), item, here)
-            if not (re.fullmatch(r"\d{3}", name, re.ASCII) and 400 <= int(name) <= 599):
-                here.error(f"{name} is not the status of an error", "write a status from 400 to 599")
+            if not re.fullmatch("30[1278]|[45][0-9]{2}", name):
+                here.error(
+                    f"{name} is not the status of an error or a redirect",
+                    "write a status from 400 to 599, or 301, 302, 307, 308",
+                )
                 file = FAILED
             pairs.append(None if file is FAILED else (int(name), file))
         return FAILED if None in pairs else tuple(sorted(pair for pair in pairs if pair))

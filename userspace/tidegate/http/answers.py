@@ -95,10 +95,10 @@ class Answers:
         http10: bool = False,
         extra: bytes = b"",
     ) -> bytes:
-        """A redirect without a body: every client that matters follows Location."""
-        return self._write(
-            status, b"", b"", head_only, close, http10, b"\r\nLocation: %b%b" % (location, extra)
-        )
+        """A redirect, without a body where none was set: every client that matters follows Location."""
+        content_type, body = self._bodies.get(status, (b"", b""))
+        extra = b"\r\nLocation: %b%b" % (location, extra)
+        return self._write(status, content_type, body, head_only, close, http10, extra)
 
     def fixed(
         self,

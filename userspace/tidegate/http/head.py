@@ -22,6 +22,7 @@ VALUE_CHAR: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 5.5: VCHAR, obs-text,
 
 TOKEN: Final = re.compile(TOKEN_CHAR + rb"++")
 FIELD_LINE: Final = TOKEN_CHAR + rb"++:" + VALUE_CHAR + rb"*+\r\n"
+FIELD_LINES: Final = re.compile(rb"(?:" + FIELD_LINE + rb")*")
 BLOCK: Final = re.compile(rb"\r\n(?:" + FIELD_LINE + rb")*\r\n")
 # The same with the limits on lines in it: counting them apart costs as much again.
 REQUEST_BLOCK: Final = re.compile(rb"\r\n(?:" + FIELD_LINE + rb"){0,%d}\r\n" % MAX_FIELD_LINES)

@@ -19,6 +19,7 @@ from tidegate.http.fields import FieldsMemo, RequestFields
 from tidegate.http.head import (
     ANY_VERSION,
     DEFAULT_PORTS,
+    FIELD_LINES,
     NEVER_IN_HEAD,
     REQUEST_LINE,
     REQUEST_LINE_START,
@@ -97,10 +98,10 @@ class RequestParser(MessageReader):
     """See the module. One per client connection; not to be used again after a RequestError."""
 
     __slots__ = (
+        "_checked",
         "_last",
         "_last_block",
         "_last_fields",
-        "_line_good",
         "_memo",
         "_scanned",
         "_scheme",
@@ -115,7 +116,7 @@ class RequestParser(MessageReader):
         self._last: bytes | None = None  # the last receive, when it was one whole head and nothing else
         self._last_block = b""
         self._last_fields = _NO_FIELDS
-        self._line_good = False  # the request line of a partial head was checked
+        self._checked = 0  # where the last line that was checked of a partial head ends; 0: none was
         self._scanned = 0  # bytes of `rest` that hold no end of a head
         self.request = Request()
 
@@ -163,7 +164,7 @@ class RequestParser(MessageReader):
             refusal.within(data, start)
             raise
         self._scanned = 0
-        self._line_good = False
+        self._checked = 0
         if start == 0 and self.state == COMPLETE and end + 4 == len(data):
             self._last = data
             self.rest = b""
@@ -282,14 +283,22 @@ class RequestParser(MessageReader):
         return b"/" + path if path[0] != _SLASH else path
 
     def _check_partial(self, data: bytes, start: int, scan: int) -> None:
-        """Refuse a head that cannot become valid now, rather than when its end comes, or never does."""
+        """Refuse a head that cannot become valid now, rather than when its end comes, or never does.
+
+        Field lines are looked at when they are whole, and once: a head that trickles in costs no more.
+        """
         size = len(data)
-        if self._line_good:
-            pass
-        elif data.find(b"\r\n", start) >= 0:
-            if REQUEST_LINE.match(data, start) is None:
+        if not self._checked and data.find(b"\r\n", start) >= 0:
+            line = REQUEST_LINE.match(data, start)
+            if line is None:
                 raise _bad_request_line(data, start)
-            self._line_good = True
+            self._checked = line.end()
+        if self._checked:
+            last = data.rfind(b"\r\n", max(scan, self._checked))
+            if last > self._checked:
+                if FIELD_LINES.fullmatch(data, self._checked + 2, last + 2) is None:
+                    raise RequestError(400, Fault.HEADER, "malformed header line")
+                self._checked = last
         elif data not in (b"", b"\r", b"\r\n", b"\r\n\r") and (
             size - start > MAX_REQUEST_LINE or REQUEST_LINE_START.fullmatch(data, start) is None
         ):

@@ -47,6 +47,7 @@ _REPEATED = SpliceFlow.repeated.offset // 8
 _BROKEN = SpliceFlow.broken.offset // 8
 
 _MASK = (1 << 64) - 1
+_NEGATIVE = 1 << 63
 _WINDOW = 512 * 1024
 # With less the window closes, or the target is full, at every other skb: copying is faster then.
 _LEAST_RECEIVE = 256 * 1024
@@ -66,38 +67,48 @@ class CannotSplice(Exception):
 
 
 class KernelFlow:
-    """One direction: its record, and what TCP says at its two ends. All counts since it was joined, bytes."""
+    """One direction: its record, and what TCP says at its two ends.
+
+    The record is its source's, for as long as that lives; the target may change. All counts are of bytes
+    since the record was made.
+    """
 
     __slots__ = ("_at", "_base", "_read_before", "_words", "cookie", "index", "source", "target")
 
-    def __init__(self, words: memoryview, index: int, source: socket.socket, target: socket.socket) -> None:
+    def __init__(self, words: memoryview, index: int, source: socket.socket) -> None:
+        """CannotSplice."""
         self._words = words
-        self._at = index * _WORDS
+        self._at = at = index * _WORDS
         self._base = 0
-        self._read_before = 0
+        self._read_before = _read_so_far(source)
         self.index = index
         self.source = source
-        self.target = target
+        self.target = source  # until it is aimed
         self.cookie = socket_cookie(source)
-
-    def prepare(self, target_cookie: int, limit: int) -> None:
-        """Before the source enters. Everything is passed while the limit is 0. CannotSplice."""
-        words, at = self._words, self._at
         for word in range(at, at + _WORDS):
-            words[word] = 0
-        self._read_before = _read_so_far(self.source)
-        base = _written(self.target)
-        if base is None:
-            raise CannotSplice("its acknowledgements do not stand still")
-        self._base = base
+            words[word] = 0  # a budget of 0 passes everything
         words[at + _BEGIN] = self._read_before
+
+    def aim(self, target: socket.socket, cookie: int, limit: int, done: int = 0) -> None:
+        """What the source sends is `target`'s from now on, a spliced socket with that cookie.
+
+        `done`: of what was passed, so much was read and has found its place: it was a former target's, or
+        nobody's. Nothing is redirected before `set_budget`. CannotSplice.
+        """
+        words, at = self._words, self._at
+        words[at + _BUDGET] = 0
+        written = _written(target)
+        if written is None:
+            raise CannotSplice("its acknowledgements do not stand still")
+        self.target = target
+        self._base = written - words[at + _REDIRECTED] - done & _MASK
         words[at + _BASE] = self._base
-        words[at + _BUDGET] = NO_BUDGET
-        words[at + _TARGET] = target_cookie
+        words[at + _TARGET] = cookie
         words[at + _LIMIT] = limit
+        words[at + _CONSUMED] = done
 
     def begin(self, read: int, consumed: int) -> None:
-        """Before the source enters: so many bytes were read since `prepare`, and written to the target.
+        """Before the source enters: so many bytes were read since, and written to the target.
 
         They count as passed: those that userspace still holds come first.
         """
@@ -147,7 +158,8 @@ class KernelFlow:
         """What the target holds, not acknowledged, now: in its TCP or on the way into it."""
         words, at = self._words, self._at
         moved = words[at + _REDIRECTED] + words[at + _CONSUMED] + self._base
-        return moved - progress(self.target).acked
+        held = moved - progress(self.target).acked & _MASK
+        return held if held < _NEGATIVE else held - _MASK - 1  # our FIN is acknowledged, too
 
     @property
     def roomy(self) -> bool:
@@ -229,32 +241,54 @@ class Splicing:
         """Directions that still have a record."""
         return len(self._free)
 
+    def source(self, sock: socket.socket) -> KernelFlow:
+        """A record for what a socket receives. Moves no byte by that. CannotSplice."""
+        if not self._free:
+            raise CannotSplice("no record is free")
+        index = self._free.popleft()
+        try:
+            flow = KernelFlow(self._words, index, sock)
+            bpf.map_update(self._index, _u64(flow.cookie), struct.pack("=I", index))
+        except (OSError, CannotSplice) as error:
+            self._free.append(index)
+            raise CannotSplice(str(error)) from error
+        return flow
+
+    def add_target(self, sock: socket.socket) -> int:
+        """Lets the kernel give bytes to a socket; its cookie. Until it is closed. CannotSplice."""
+        try:
+            cookie = socket_cookie(sock)
+            with contextlib.suppress(FileExistsError):
+                self._insert(self._targets, cookie, sock)
+        except OSError as error:  # EOPNOTSUPP: it is closing
+            raise CannotSplice(str(error)) from error
+        return cookie
+
     def join(self, front: socket.socket, back: socket.socket, limit: int) -> tuple[KernelFlow, KernelFlow]:
-        """Makes both sockets of a session targets: (front to back, back to front). Moves no byte by that.
+        """Both directions of a session: (front to back, back to front). Moves no byte by that.
 
         CannotSplice.
         """
-        if len(self._free) < 2:
-            raise CannotSplice("no record is free")
-        up = KernelFlow(self._words, self._free.popleft(), front, back)
-        down = KernelFlow(self._words, self._free.popleft(), back, front)
+        flows: list[KernelFlow] = []
         try:
-            up.prepare(down.cookie, limit)
-            down.prepare(up.cookie, limit)
-            for flow in (up, down):
-                bpf.map_update(self._index, _u64(flow.cookie), struct.pack("=I", flow.index))
-                self._insert(self._targets, flow)
-        except (OSError, CannotSplice) as error:  # EOPNOTSUPP: it is closing
-            for flow in (up, down):
-                _delete(self._targets, flow)
-            self.release((up, down))
-            raise CannotSplice(str(error)) from error
+            for sock in (front, back):
+                flows.append(self.source(sock))
+            for flow, target in zip(flows, (back, front), strict=True):
+                flow.aim(target, self.add_target(target), limit)
+                flow.set_budget(NO_BUDGET)
+        except CannotSplice:
+            for flow in flows:
+                with contextlib.suppress(FileNotFoundError):
+                    bpf.map_delete(self._targets, _u64(flow.cookie))
+            self.release(flows)
+            raise
+        up, down = flows
         return up, down
 
     def enter(self, flow: KernelFlow) -> bool:
         """Gives the source's bytes to the verdict from here on. OSError (EOPNOTSUPP: it is closing).
 
-        It stays in until it is closed: the kernel drops what arrives while a socket is taken out.
+        One that bytes may come from stays in until it is closed.
         False when the buffers are too small for it to pay: nothing was done.
         """
         # Makes the receive buffer hold so much, if it does not. Where segments are of 64 KiB, as on loopback,
@@ -263,15 +297,20 @@ class Splicing:
         try:
             if not flow.roomy:
                 return False
-            self._insert(self._sources, flow)
+            self._insert(self._sources, flow.cookie, flow.source)
             return True
         finally:
             # runs the verdict on what came between the last recv() and the insertion
             flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
+    def leave(self, flow: KernelFlow) -> None:
+        """The source's bytes are userspace's again. What arrives in this moment is lost: nothing may."""
+        with contextlib.suppress(FileNotFoundError):
+            bpf.map_delete(self._sources, _u64(flow.cookie))
+
     @staticmethod
-    def _insert(fd: int, flow: KernelFlow) -> None:
-        bpf.map_update(fd, _u64(flow.cookie), struct.pack("=Q", flow.source.fileno()), bpf.NOEXIST)
+    def _insert(fd: int, cookie: int, sock: socket.socket) -> None:
+        bpf.map_update(fd, _u64(cookie), struct.pack("=Q", sock.fileno()), bpf.NOEXIST)
 
     def release(self, flows: Iterable[KernelFlow]) -> None:
         """Gives records back. Their sockets are about to be closed, which takes them out."""
@@ -298,11 +337,6 @@ class Splicing:
                     bpf.map_delete(fd, _u64(cookie))
             count += 1
         return count
-
-
-def _delete(fd: int, flow: KernelFlow) -> None:
-    with contextlib.suppress(FileNotFoundError):  # the kernel did, when it was closed or reset
-        bpf.map_delete(fd, _u64(flow.cookie))
 
 
 def _u64(value: int) -> bytes:

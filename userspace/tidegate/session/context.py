@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tidegate.config.model import Listener
     from tidegate.metrics.names import EndReason
     from tidegate.session.http_shared import HttpSide
-    from tidegate.session.spliced import Splicer
+    from tidegate.session.splicer import Splicer
     from tidegate.session.tcp_guard import TcpSide
 
 # One buffer per worker: bytes are copied out of it only when they must wait. 64 KiB is what a socket

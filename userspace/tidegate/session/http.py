@@ -5,6 +5,7 @@ The parts are modules of their own, each a class on top of the one before:
   http_front     the client: heads, bodies, own answers, leaving
   http_exchange  the cluster: a place, a backend, a connection, retries
   http_response  the response
+  http_bodies    bodies that the kernel moves
   http           (here) beginning, time, end, what others ask of a session
 and what they speak is decided in the `http` package, which touches no socket.
 """
@@ -18,15 +19,16 @@ from tidegate import logs
 from tidegate.http.accesslog import Record
 from tidegate.http.proxyproto import ProxyError, ProxyReader
 from tidegate.http.ratelimit import retry_after_s
-from tidegate.http.reader import BODY, FAILED
+from tidegate.http.reader import BODY
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import reset, show_token
 from tidegate.session.http_back import BackConnection
+from tidegate.session.http_bodies import SplicedBodies
 from tidegate.session.http_front import HEAD_RECV
-from tidegate.session.http_response import ResponseSide
 from tidegate.session.http_state import (
     BACKOFF,
+    BYTES_IN,
     CLOSED,
     CONNECTING,
     DURATION,
@@ -54,7 +56,7 @@ _CLIENTS_CHOICE = frozenset(
 )
 
 
-class HttpSession(ResponseSide):
+class HttpSession(SplicedBodies):
     """Serves one client connection; see the module."""
 
     __slots__ = ()
@@ -130,6 +132,8 @@ class HttpSession(ResponseSide):
         else:
             self._known_client(self.peer[0])
         if reader.rest:
+            self.ctx.words[BYTES_IN] += len(reader.rest)
+            self._bytes_in += len(reader.rest)
             self._heads(reader.rest)
         else:
             self._read_head()
@@ -149,6 +153,8 @@ class HttpSession(ResponseSide):
         http = self.ctx.http
         assert http is not None
         before, self.http = self.http, http
+        if before.log is None:
+            self._bytes_in = 0
         self._parser.forget()
         if before.site.connections is not http.site.connections:
             if self._counted and before.site.connections is not None:
@@ -189,7 +195,9 @@ class HttpSession(ResponseSide):
 
     # the access log
 
-    def _begin_record(self) -> None:
+    def _begin_record(self, *, named: bool = True) -> None:
+        self._named = named
+        self._request.id = b""  # it has none unless it goes to a backend
         self._connect_ns = self._first_byte_ns = -1
         self._served_by = None
         self._bytes_out = 0
@@ -202,13 +210,15 @@ class HttpSession(ResponseSide):
         record.time_ns = now + http.epoch_offset_ns(now)
         record.client = self._peer.address.decode("ascii")
         record.listener = http.listener.name
-        if self._parser.state != FAILED:
+        if self._named:
             record.method = request.method
             record.host = request.host
             record.path = request.raw_target
             record.request_id = request.id
         record.status = self._status
-        record.bytes_in = self._bytes_in
+        unread = len(self._parser.rest) if self._named else 0  # the next request's
+        record.bytes_in = self._bytes_in - unread
+        self._bytes_in = unread
         record.bytes_out = self._bytes_out
         if self._first_request:
             record.queue_age_ns = self.started_ns - self.established_ns
@@ -226,12 +236,14 @@ class HttpSession(ResponseSide):
         if log.dropped:
             self.ctx.words[LOG_DROPPED] += log.dropped
             log.dropped = 0
-        self._bytes_in = 0
 
     # time
 
     def _deadline(self) -> tuple[int, EndReason]:
         """When silence ends what is going on now, ns, and as what."""
+        if self.splice is not None:
+            self.splice.sync()
+            return self.splice.deadline
         state, listener = self._state, self.http.listener
         if state == HEAD:
             if self._first_request or self._partial:
@@ -313,10 +325,13 @@ class HttpSession(ResponseSide):
         if self.http.log is not None:
             self._write_record(EndReason.DONE)
         self._state = CLOSED
+        lanes = [lane for lane in (self.lane, conn.lane) if lane is not None]
+        self.lane = conn.lane = None
         self._let_go()
         conn.user = None
         words[UPGRADES] += 1
         tunnel = Tunnel(ctx, self.front, self.peer, self.established_ns, cluster.state)
+        tunnel.keep(lanes)
         tunnel.adopt(conn.sock, backend, early_up, early_down)
 
     # what others ask
@@ -337,6 +352,7 @@ class HttpSession(ResponseSide):
             "status": self._status if self._in_request else 0,
             "pending_in": len(self._back_out),
             "pending_out": len(self._out),
+            "spliced": self.splice is not None,
             "fault": self._fault,
         }
 
@@ -382,6 +398,9 @@ class HttpSession(ResponseSide):
         ctx.reactor.timers.cancel(self._timer)
         self._timer.callback = _nothing  # or the two would keep each other alive until a collection
         self._conn = self._backend = None
+        if self.lane is not None:
+            self.lane.close()
+            self.lane = None
         counts = self.http.site.connections
         if self._counted and counts is not None:
             counts.leave(self._peer.address)

@@ -12,6 +12,7 @@ from tidegate.loop.reactor import EPOLLIN, EPOLLOUT, Reactor
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
     from tidegate.cluster.pool import ConnectionPool
+    from tidegate.session.http_splice import Lane
 
 
 PARKED: Final = -1  # as an interest: not watched
@@ -26,7 +27,7 @@ class User(Protocol):
 class BackConnection:
     """A socket, its response parser, and whose events they are. Watched from connect to close."""
 
-    __slots__ = ("_pool", "_reactor", "fd", "interest", "parser", "sock", "user")
+    __slots__ = ("_pool", "_reactor", "fd", "interest", "lane", "parser", "sock", "user")
 
     def __init__(self, pool: ConnectionPool[BackConnection], memo: ResponseMemo, reactor: Reactor) -> None:
         self._pool = pool
@@ -36,6 +37,7 @@ class BackConnection:
         self.fd = -1
         self.interest = 0
         self.user: User | None = None
+        self.lane: Lane | None = None  # since the kernel moved a body that it sent
 
     def connect(self, backend: BackendState, user: User, keepalive: bool, first: bytes) -> int:
         """Begin to connect; returns how many bytes of `first` were sent, -1 when the connect failed.
@@ -91,6 +93,9 @@ class BackConnection:
 
     def close(self) -> None:
         self.user = None
+        if self.lane is not None:
+            self.lane.close()
+            self.lane = None
         if self.fd >= 0:
             self._reactor.forget(self.fd)
             self._reactor.close_after_batch(self.sock)

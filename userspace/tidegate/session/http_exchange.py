@@ -128,7 +128,8 @@ class BackSide(FrontSide):
     def _hash_key(self) -> bytes:
         return self._peer.address
 
-    def _attempt(self, backend: BackendState, now: int) -> None:
+    def _attempt(self, backend: BackendState, now: int, full: tuple[BackendState, ...] = ()) -> None:
+        """Send it there, or, where no more connections may be opened, to one that is not among `full`."""
         cluster = self._cluster
         self._backend = self._served_by = backend
         self._back_ns = now
@@ -159,6 +160,11 @@ class BackSide(FrontSide):
         if not cluster.pool.may_open(backend):
             cluster.state.released(backend)
             self._backend = None
+            full = (*full, backend)
+            other = cluster.state.pick(full, self._hash_key() if cluster.hashed else None, now)
+            if other is not None:
+                self._attempt(other, now, full)
+                return
             self._leave_gate(now)
             self._answer(503, EndReason.OVERLOADED, retry_after_s=1)
             return
@@ -352,6 +358,8 @@ class BackSide(FrontSide):
 
     def _drop_back(self) -> None:
         """Close the connection in use, if there is one, and let go of the backend."""
+        if self.splice is not None:
+            self.splice.close()
         self._back_out = b""
         conn, self._conn = self._conn, None
         backend, self._backend = self._backend, None

@@ -15,6 +15,7 @@ from tidegate.http.routes import Action, Kind, ambiguous, location
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.metrics.names import EndReason
 from tidegate.session import http_state as st
+from tidegate.session.http_splice import SPLICE_LEAST, BodySplice
 from tidegate.session.http_state import (
     ANSWERS,
     BYTES_IN,
@@ -131,8 +132,11 @@ class FrontSide(HttpState):
         ctx = self.ctx
         self._front_ns = ctx.reactor.now
         ctx.words[BYTES_IN] += len(data)
+        if self.lane is not None:
+            self.lane.body.skip(len(data))
         if self.http is not ctx.http:
             self._adopt_configuration()
+        self._bytes_in += len(data)
         self._heads(data)
 
     def _heads(self, data: bytes) -> None:
@@ -182,8 +186,18 @@ class FrontSide(HttpState):
         except RequestError as error:
             self._refuse(error)
             return
+        if self.lane is not None:
+            self.lane.body.skip(size)
         if payload:
             self._to_back(payload)
+        conn = self._conn
+        if (
+            self._parser.left > SPLICE_LEAST
+            and conn is not None
+            and not self._back_out
+            and not self._head_sent
+        ):
+            BodySplice.begin(self, conn, down=False)
 
     def _read_away(self) -> None:
         try:
@@ -270,9 +284,12 @@ class FrontSide(HttpState):
         if self._in_request:
             manner = self._manner()
         else:
-            self._in_request = True
+            self._in_request = self._closing = True
             self._head_ns = self.ctx.reactor.now
-            self._closing = True
+            self._status = self._retries = 0
+            self._reused = False
+            if self.http.log is not None:
+                self._begin_record(named=False)
             manner = Manner(head_only=False, close=True, http10=False)
         answer = self.http.site.answers.answer(status, retry_after_s=retry_after_s, **manner)
         self._send_answer(answer, status, reason)
@@ -300,11 +317,6 @@ class FrontSide(HttpState):
         if self._in_request and self._head_sent:
             self._cut(EndReason.BAD_REQUEST)
         else:
-            if not self._in_request:
-                self._status = self._retries = 0
-                self._reused = False
-                if self.http.log is not None:
-                    self._begin_record()
             self._answer(error.status, EndReason.BAD_REQUEST, close=True)
 
     # writing

@@ -16,6 +16,7 @@ from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from tidegate.metrics.names import EndReason
 from tidegate.session.http_back import BackConnection
 from tidegate.session.http_exchange import BackSide
+from tidegate.session.http_splice import SPLICE_LEAST, BodySplice
 from tidegate.session.http_state import CLOSED, CONNECTING, EXCHANGE
 
 BACK_RECV: Final = 64 * 1024
@@ -63,6 +64,8 @@ class ResponseSide(BackSide):
                 self._response_failed(EndReason.BACKEND_RESET)
             return
         self._back_ns = now
+        if conn.lane is not None:
+            conn.lane.body.skip(len(data))
         try:
             if parser.state == HEAD:
                 if not data and parser.untouched:
@@ -85,6 +88,8 @@ class ResponseSide(BackSide):
             self._response_done(conn)
         elif parser.state == TUNNEL:
             self._tunnel(conn)
+        elif parser.left > SPLICE_LEAST and not self._out and self._parser.state == COMPLETE:
+            BodySplice.begin(self, conn, down=True)
 
     def _response_head(self, data: bytes, parser: ResponseParser) -> bytes:
         """What the bytes so far make for the client: interim heads, the head, what came of the body."""
@@ -131,6 +136,8 @@ class ResponseSide(BackSide):
         self._conn = self._backend = None
         if conn.parser.free and self._parser.state == COMPLETE and not self._back_out and cluster.pooled:
             conn.user = None
+            if conn.lane is not None:
+                conn.lane.body.leave()
             conn.watch(EPOLLIN)
             cluster.pool.checkin(backend, conn, now)
         else:
@@ -163,3 +170,4 @@ class ResponseSide(BackSide):
             status=status,
         )
         self._answer(status, reason)
+        self._fault = ""  # the connection goes on, and the next request is another

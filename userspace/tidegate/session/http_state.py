@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.http.forwarded import Peer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tidegate.http.routes import Action
     from tidegate.session.http_back import BackConnection
     from tidegate.session.http_shared import HttpCluster
+    from tidegate.session.http_splice import BodySplice, Lane
 
 # PROXY: a PROXY header is expected. HEAD: no request, or a part of its head. QUEUED: waits at the cluster's
 # gate. CONNECTING: an attempt is under way. BACKOFF: the next one waits. EXCHANGE: request and response
@@ -95,6 +97,7 @@ class HttpState(Queued):
         "_in_request",
         "_looping",
         "_must_linger",
+        "_named",
         "_out",
         "_over",
         "_parser",
@@ -121,7 +124,9 @@ class HttpState(Queued):
         "established_ns",
         "front",
         "http",
+        "lane",
         "peer",
+        "splice",
         "started_ns",
         "token",
     )
@@ -133,13 +138,14 @@ class HttpState(Queued):
         self.http = http
         self.front = front
         self.peer = peer
-        self.established_ns = established_ns
         now = ctx.reactor.now
+        # The loop's time is when its batch began; who came since has waited for no time, not for less.
+        self.established_ns = established_ns if established_ns < now else now
         self.started_ns = now
         self._state = HEAD
         self._front_watch = -1  # the interest; -1: not watched yet
         self._front_ns = self._back_ns = now  # last progress of either side
-        self._since_ns = established_ns  # HEAD: when the wait for this head began
+        self._since_ns = self.established_ns  # HEAD: when the wait for this head began
         self._first_request = True
         self._in_request = False  # from a whole head to the end of its response
         self._partial = False  # HEAD: a part of one is here
@@ -157,7 +163,8 @@ class HttpState(Queued):
         self._backend: BackendState | None = None
         self._entered: Gate[Queued] | None = None  # where it holds a place
         self._proxy: ProxyReader | None = None
-        self._bytes_in = self._bytes_out = 0
+        self._bytes_in = 0  # read, of requests that are not in the access log yet
+        self._bytes_out = 0
         self._fault = ""  # what exactly was wrong with a request or response, for the log
         self._proxied: ProxyHeader | None = None  # who the client is, by its PROXY header
         self._wake_ns = 0  # CONNECTING, BACKOFF, LINGER: when it ends
@@ -177,14 +184,54 @@ class HttpState(Queued):
         self._by_close = False  # the response ends with the connection
         self._sticky_named: BackendState | None  # by the client's cookie
         self._served_by: BackendState | None = None
+        self.splice: BodySplice | None = None  # while the kernel moves a body
+        self.lane: Lane | None = None  # since it moved one that the client sent
+        self._named: bool  # the access log's next record is of a request, not of what never became one
 
     # what others ask of a session
 
     @property
     def last_progress_ns(self) -> int:
+        if self.splice is not None:
+            self.splice.sync()
         return max(self._front_ns, self._back_ns)
 
     # what the parts of a session, each in its own module, want of the others
+
+    @property
+    def front_deadline_ns(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def back_deadline_ns(self) -> int:
+        raise NotImplementedError
+
+    def listen_for(self, callback: Callable[[int], None]) -> None:
+        raise NotImplementedError
+
+    def body_moved(self, up: int, down: int, front_ns: int, back_ns: int) -> None:
+        raise NotImplementedError
+
+    def body_over(self, conn: BackConnection, down: bool) -> None:
+        raise NotImplementedError
+
+    def copy_on(self, rest: bytes) -> None:
+        raise NotImplementedError
+
+    def response_cut(self, short: bool) -> None:
+        raise NotImplementedError
+
+    def request_cut(self, short: bool) -> None:
+        raise NotImplementedError
+
+    def _watch(self, interest: int) -> None:
+        raise NotImplementedError
+
+    def _front_broken(self) -> None:
+        raise NotImplementedError
+
+    def _upstream_lost(self) -> None:
+        raise NotImplementedError
 
     def _on_timer(self, now: int) -> None:
         raise NotImplementedError
@@ -198,7 +245,7 @@ class HttpState(Queued):
     def _adopt_configuration(self) -> None:
         raise NotImplementedError
 
-    def _begin_record(self) -> None:
+    def _begin_record(self, *, named: bool = True) -> None:
         raise NotImplementedError
 
     def _limited(self, now: int) -> bool:

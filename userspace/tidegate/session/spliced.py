@@ -7,22 +7,17 @@ then in the client's send queue before the reset that follows it can throw it aw
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tidegate import logs
-from tidegate.config.model import Splice
-from tidegate.kernel.splicing import CannotSplice, KernelFlow, Splicing
-from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Reactor
+from tidegate.kernel.splicing import CannotSplice, KernelFlow
+from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
 from tidegate.session.splice import LATER, NEVER, Direction, LostError, SourceError, TargetError, Wait
-from tidegate.session.splice_budget import Budget
-from tidegate.session.splice_ends import SocketEnds
+from tidegate.session.splice_ends import SocketEnds, Taken
 
 if TYPE_CHECKING:
-    from tidegate.session.context import Context
+    from tidegate.session.splicer import Splicer
     from tidegate.session.tcp import Flow, TcpSession
 
 # Nothing tells when the kernel's backlog is empty: look again this often.
@@ -35,94 +30,42 @@ _INTEREST = {Wait.SOURCE: EPOLLIN, Wait.BELL: EPOLLRDHUP}
 
 _SPLICED = LISTENER.index("spliced_total")
 _BYTES = LISTENER.index("spliced_bytes_total")
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _log = logging.getLogger("tidegate.splice")
-_limited = logs.RateLimited(_log, per_second=1)
 
 
-class Splicer:
-    """What the spliced sessions of one worker share."""
-
-    def __init__(
-        self, kernel: Splicing, reactor: Reactor, limit: int, total: int, *, trusted: bool = True
-    ) -> None:
-        """`limit` and `total` as splice_limit and splice_total; not `trusted`: for splice = "on" alone."""
-        self.kernel = kernel
-        self.budget = Budget(limit, total)
-        self.trusted = trusted
-        self.active: dict[int, Spliced] = {}  # by token
-        self._passing: dict[int, Callable[[], None]] = {}  # by index of a direction
-        reactor.add(kernel.bell.fileno(), EPOLLIN, self._on_bell)
-
-    def _on_bell(self, _mask: int) -> None:
-        for index in self.kernel.bell.take():
-            passing = self._passing.get(index)
-            if passing is not None:
-                passing()
-
-    def threshold(self, ctx: Context) -> int:
-        """After how many bytes of one direction a session of this listener is handed over."""
-        listener = ctx.listener
-        if listener.splice is Splice.OFF or (listener.splice is Splice.AUTO and not self.trusted):
-            return NEVER
-        return listener.splice_after
-
-    def hand_over(self, session: TcpSession) -> int:
-        """Tries to; else the bytes that it has to have moved before the next attempt."""
-        back = session.back
-        if back is None or session.front.family not in _FAMILIES or back.family not in _FAMILIES:
-            return NEVER
-        if session._up.eof or session._down.eof:
-            return NEVER
-        moved = max(session._up.bytes, session._down.bytes)
-        share = self.budget.admit([flow for one in self.active.values() for flow in one.flows])
-        if not share:
-            return moved + LATER
-        try:
-            flows = self.kernel.join(session.front, back, share)
-        except CannotSplice as refusal:
-            _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
-            return NEVER
-        for one in self.active.values():
-            one.set_limit(share)
-        session.ctx.words[_SPLICED] += 1
-        session.splice = self.active[session.token] = spliced = Spliced(session, self, flows)
-        self._passing[flows[0].index] = spliced.on_up_passed
-        self._passing[flows[1].index] = spliced.on_down_passed
-        spliced.start()
+def hand_over(splicer: Splicer, session: TcpSession) -> int:
+    """Tries to; else the bytes that the session has to have moved before the next attempt."""
+    back = session.back
+    if back is None or not splicer.possible(session.front, back):
         return NEVER
-
-    def left(self, spliced: Spliced) -> None:
-        self.active.pop(spliced.session.token, None)
-        for flow in spliced.flows:
-            self._passing.pop(flow.index, None)
-        self.kernel.release(spliced.flows)
-        share = self.budget.raised([flow for one in self.active.values() for flow in one.flows])
-        if share:
-            for one in self.active.values():
-                one.set_limit(share)
-
-    def reap(self) -> int:
-        """Compare the kernel's maps with the sessions at hand; entries of nobody, which are deleted."""
-        mine = {flow.cookie for one in self.active.values() for flow in one.flows}
-        strays = self.kernel.cookies() - mine
-        if strays:
-            _limited.event(logging.ERROR, "splice_strays", count=len(strays))
-            self.kernel.forget(strays)
-        return len(strays)
+    if session._up.eof or session._down.eof:
+        return NEVER
+    share = splicer.share(2)
+    if not share:
+        return max(session._up.bytes, session._down.bytes) + LATER
+    try:
+        flows = splicer.join(session.front, back, share)
+    except CannotSplice as refusal:
+        _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
+        return NEVER
+    session.ctx.words[_SPLICED] += 1
+    session.splice = spliced = Spliced(session, splicer, flows)
+    splicer.begin(flows, spliced, share)
+    spliced.start()
+    return NEVER
 
 
 class _Side:
     """One direction of a spliced session, with the relay's own record of it."""
 
     __slots__ = (
-        "acked",
         "counted",
         "direction",
         "flow",
         "held",
         "port",
         "redirected",
+        "taken",
         "tick_ns",
         "wait",
     )
@@ -134,7 +77,7 @@ class _Side:
         self.wait = Wait.SOURCE
         self.counted = 0
         self.redirected = 0
-        self.acked = 0
+        self.taken = Taken()
         self.held = 0  # by the target, at the last tick
         self.tick_ns = TICK_NS
 
@@ -193,10 +136,6 @@ class Spliced:
         """Whether something of the backend's has not reached the client's TCP yet."""
         return not self._down.direction.drained
 
-    def set_limit(self, limit: int) -> None:
-        for flow in self.flows:
-            flow.set_limit(limit)
-
     def sync(self) -> None:
         """Bring the session's counters up to date."""
         words = self.session.ctx.words
@@ -218,21 +157,10 @@ class Spliced:
         """
         return (
             self._up.port.received_ns,
-            max(self._up.port.redirected_ns, self._taken(self._up, now)),
+            max(self._up.port.redirected_ns, self._up.taken.ns(self._up.port, now)),
             self._down.port.received_ns,
-            max(self._down.port.redirected_ns, self._taken(self._down, now)),
+            max(self._down.port.redirected_ns, self._down.taken.ns(self._down.port, now)),
         )
-
-    @staticmethod
-    def _taken(side: _Side, now: int) -> int:
-        try:
-            progress = side.port.acknowledged()
-        except OSError:  # closed meanwhile
-            return 0
-        if progress.acked == side.acked:
-            return 0
-        side.acked = progress.acked
-        return now - progress.last_ack_ms * 1_000_000
 
     def stop(self) -> None:
         """Nothing more is copied; the records stay."""
@@ -244,7 +172,8 @@ class Spliced:
         """Once, before the sockets are closed."""
         self.stop()
         self.sync()
-        self.splicer.left(self)
+        self.splicer.stop(self.flows)
+        self.splicer.release(self.flows)
 
     # events
 
@@ -280,15 +209,13 @@ class Spliced:
         if dead and session.relaying and session._back_interest == 0:
             session._park_back()
 
-    def on_up_passed(self) -> None:
-        self._passed(self._up)
-
-    def on_down_passed(self) -> None:
-        self._passed(self._down)
-
-    def _passed(self, side: _Side) -> None:
+    def on_passed(self, flow: KernelFlow) -> None:
+        side = self._up if flow is self._up.port else self._down
         if side.wait is Wait.BELL:
             self._advance(side)
+
+    def end(self, reason: EndReason) -> None:
+        self.session.end(reason)
 
     def _again(self) -> None:
         if self.session.relaying and self.session.splice is self:

@@ -20,11 +20,11 @@ from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import Context, has_unread_bytes, reset, show_token, unsent_bytes
+from tidegate.session.spliced import Spliced, hand_over
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
     from tidegate.cluster.balance import ClusterState
-    from tidegate.session.spliced import Spliced
 
 CONNECTING, RELAYING, DRAINING, CLOSED = range(4)
 STATE_NAMES = ("connecting", "relaying", "draining", "closed")
@@ -374,7 +374,7 @@ class TcpSession:
         """Let the kernel move the bytes from here on, if nothing waits here and it is willing."""
         ctx = self.ctx
         if self._up.pending is None and self._down.pending is None and ctx.splicer is not None:
-            self._splice_at = ctx.splicer.hand_over(self)
+            self._splice_at = hand_over(ctx.splicer, self)
 
     def _flush(self, flow: Flow, target: socket.socket) -> None:
         pending = flow.pending

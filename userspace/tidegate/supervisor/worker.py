@@ -34,8 +34,10 @@ from tidegate.session import tcp_guard, zombies
 from tidegate.session.context import BUFFER_SIZE, Context, Session
 from tidegate.session.http import HttpSession
 from tidegate.session.http_back import BackConnection
+from tidegate.session.http_splice import BodySplice
 from tidegate.session.splice_budget import Budget
-from tidegate.session.spliced import Splicer
+from tidegate.session.spliced import Spliced
+from tidegate.session.splicer import Splicer
 from tidegate.session.tcp import TcpSession
 from tidegate.supervisor.backend_mirror import BackendMirror
 from tidegate.supervisor.channel import Channel, ChannelClosed, from_memfd
@@ -415,7 +417,7 @@ class Worker:
         owner = getattr(callback, "__self__", None)
         if isinstance(owner, BackConnection):
             owner = owner.user
-        if isinstance(owner, TcpSession | HttpSession):
+        if isinstance(owner, TcpSession | HttpSession | Spliced | BodySplice):
             owner.end(EndReason.INTERNAL_ERROR)
 
     # leaving
