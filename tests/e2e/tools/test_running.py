@@ -131,7 +131,8 @@ def test_top_and_record_see_it(tmp_path: Path) -> None:
         with ExitStack() as stack:
 
             def connect_later() -> None:
-                time.sleep(0.7)
+                begun = lambda: out.exists() and out.read_text().count("\n") > 1  # noqa: E731
+                wait_until(begun, 20, "the first interval")
                 for _ in range(5):
                     stack.enter_context(closing(socket.create_connection(("127.0.0.1", port))))
 

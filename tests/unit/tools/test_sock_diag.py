@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import struct
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 from hypothesis import given, settings
@@ -171,6 +172,26 @@ def test_a_dump_that_was_broken_off_hinders_no_other() -> None:
                 dump.close()  # as an exception does that comes from elsewhere
                 assert ports <= {one.port for one in diag.listeners()}
             diag.queues()
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_an_interrupt_at_the_question_hinders_no_other(sent: bool) -> None:
+    """Within send(), where the kernel makes the first part of the answer, or just before it."""
+
+    class Interrupted(socket.socket):
+        def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]
+            if sent:
+                super().send(data, flags)
+            raise KeyboardInterrupt
+
+    with closing(sock_diag.open_socket()) as sock, sock_diag.SockDiag() as diag:
+        real, diag._sock = diag._sock, Interrupted(fileno=os.dup(sock.fileno()))
+        with pytest.raises(KeyboardInterrupt):
+            diag.listeners()
+        diag._sock.close()
+        diag._sock = sock
+        diag.listeners()
+        diag._sock = real
 
 
 def test_a_refused_dump_hinders_no_other() -> None:

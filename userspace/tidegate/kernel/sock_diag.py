@@ -188,21 +188,24 @@ class SockDiag:
     def _dump(self, request: bytes) -> Iterator[memoryview]:
         """The datagrams of one dump, each as a view that is only good until the next."""
         while self._dumping:  # an interrupt: the kernel refuses a second dump before the end of the first
-            self._receive()
+            try:
+                self._receive(socket.MSG_DONTWAIT)
+            except BlockingIOError:  # it came before the question was out
+                self._dumping = False
         self._sequence += 1
         header = _HEADER.pack(
             _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, self._sequence, 0
         )
+        self._dumping = True  # first: an interrupt comes most likely within send(), where the dump begins
         self._sock.send(header + request)
-        self._dumping = True
         while self._dumping:
             view = self._receive()
             yield view
             is_last(view)  # raises when it says that the dump failed
 
-    def _receive(self) -> memoryview:
+    def _receive(self, flags: int = 0) -> memoryview:
         """The next datagram of a dump; notes when it is the last."""
-        view = memoryview(self._buffer)[: self._sock.recv_into(self._buffer)]
+        view = memoryview(self._buffer)[: self._sock.recv_into(self._buffer, 0, flags)]
         try:
             self._dumping = not is_last(view)
         except OSError:
