@@ -297,7 +297,8 @@ class RequestParser(MessageReader):
             last = data.rfind(b"\r\n", max(scan, self._checked))
             if last > self._checked:
                 if FIELD_LINES.fullmatch(data, self._checked + 2, last + 2) is None:
-                    raise RequestError(400, Fault.HEADER, "malformed header line")
+                    error = RequestError(400, Fault.HEADER, "malformed header line")
+                    raise error.blame(data, blame.in_block(data[: last + 2], self._checked + 2))
                 self._checked = last
         elif data not in (b"", b"\r", b"\r\n", b"\r\n\r") and (
             size - start > MAX_REQUEST_LINE or REQUEST_LINE_START.fullmatch(data, start) is None
