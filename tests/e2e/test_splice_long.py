@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 GIB = 1024 * MIB
+# too small for the kernel to be asked: then it is copied
 SMALL = {"net.ipv4.tcp_rmem": "4096 16384 262144", "net.ipv4.tcp_wmem": "4096 16384 262144"}
 
 
@@ -60,7 +61,9 @@ def test_a_gigabyte(ways: str, sessions: int, buffers: str) -> None:
     each = GIB // sessions
 
     def run() -> None:
-        with Backend("exchange") as backend, spliced(backend, bytes_too=buffers == "default") as gate:
+        # a client that only reads sends its FIN at once, and may be too late for the kernel to take it
+        surely = buffers == "default" and ways != "down"
+        with Backend("exchange") as backend, spliced(backend, surely=surely) as gate:
             orders = [
                 Stream(
                     f"g{n}",
@@ -81,11 +84,8 @@ def test_every_bad_habit(buffers: str) -> None:
     """Slow readers and writers, half-closes either way, resets, and pauses of five seconds."""
 
     def run() -> None:
-        some = buffers == "default"
-        with (
-            Backend("exchange") as backend,
-            spliced(backend, splice_after="64KiB", bytes_too=some) as gate,
-        ):
+        surely = buffers == "default"
+        with Backend("exchange") as backend, spliced(backend, surely=surely, splice_after="64KiB") as gate:
             for seed in range(5):
                 orders = mixed(40, 8 * MIB, seed=seed)
                 for order in orders[::10]:

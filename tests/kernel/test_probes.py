@@ -76,6 +76,7 @@ def test_steering_that_decides_nothing_is_seen(broken: Path) -> None:
     assert "connections went where the program said" in found["steer"].reason
 
 
+@pytest.mark.feature("splice")
 def test_splicing_that_moves_bytes_twice_is_seen(broken: Path) -> None:
     _replace(broken / "splice.c", "if (again) {", "if (0) {")
     found = {result.feature: result for result in abilities.run_here()}

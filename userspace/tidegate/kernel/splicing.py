@@ -50,7 +50,7 @@ _MASK = (1 << 64) - 1
 _NEGATIVE = 1 << 63
 _WINDOW = 512 * 1024
 # With less the window closes, or the target is full, at every other skb: copying is faster then.
-_LEAST_RECEIVE = 256 * 1024
+_LEAST_RECEIVE = 512 * 1024
 _LEAST_SEND = 128 * 1024
 _LOOKS = 50  # for two equal readings of a socket that receives
 _MAPS = (
