@@ -47,7 +47,8 @@ def test_curl_and_a_clean_end(tmp_path: Path, number: signal.Signals) -> None:
     try:
         url = re.search(r"curl (http://127\.0\.0\.1:\d+/)", text)
         assert url is not None
-        answers = {urllib.request.urlopen(f"{url[1]}{i}", timeout=10).read() for i in range(4)}
+        # which of the two answers is chance: a few would now and then be of one
+        answers = {urllib.request.urlopen(f"{url[1]}{i}", timeout=10).read() for i in range(40)}
         assert {answer.split(b":")[0] for answer in answers} == {
             b"hello from backend a", b"hello from backend b",
         }  # fmt: skip
