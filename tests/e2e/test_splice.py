@@ -173,3 +173,16 @@ def test_under_packet_loss_nothing_is_lost_and_nothing_stalls(percent: int, time
             assert_intact(done, backend, patience_s=60)
 
     in_netns(run, {"net.ipv4.tcp_timestamps": str(timestamps)})
+
+
+def test_where_sockets_are_kept_small_it_says_so_and_copies() -> None:
+    def run() -> dict[str, str]:
+        with Backend("exchange") as backend, spliced(backend, surely=False, splice="auto") as gate:
+            assert_intact(Exchange(address(gate), [Stream("s", up=MIB, down=MIB)]).run(30), backend)
+            assert gate.listener()["spliced"] == 0
+            status: dict[str, str] = gate.status()["splice"]
+            return status
+
+    seen = in_netns(run, {"net.ipv4.tcp_rmem": "4096 16384 262144"})
+    assert seen["by"] == "copy"
+    assert "tcp_rmem" in seen["reason"]

@@ -51,8 +51,12 @@ class _Session:
             Direction(flow, SocketEnds(buffer, memoryview(buffer), splicing, flow)) for flow in self._flows
         ]
         self._finished = [False, False]
+
+    def enter(self) -> None:
         for direction in self.directions:
             direction.enter()
+            if not direction.joined:
+                raise _LackingError("net.ipv4.tcp_rmem or tcp_wmem leave a socket less room than it needs")
 
     def _pair(self) -> tuple[socket.socket, socket.socket]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -122,6 +126,7 @@ class _Session:
 def _session(splicing: Splicing, early: bytes = b"", read: int = 0) -> Iterator[_Session]:
     session = _Session(splicing, early, read)
     try:
+        session.enter()
         yield session
     finally:
         session.close()
