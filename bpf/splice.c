@@ -182,6 +182,7 @@ static __always_inline int verdict(struct __sk_buff *skb)
 		target = READ(flow->target);
 		if (bpf_sk_redirect_hash(skb, MAP(MAP_SPLICED), &target, 0) == SK_PASS) {
 			WRITE(flow->redirected, flow->redirected + len);
+			WRITE(flow->held, flow->held + len);
 			WRITE(flow->redirected_ns, now);
 			if (flow->redirected == READ(flow->budget))
 				ring(index);

@@ -114,12 +114,14 @@ class BodySplice:
             lane = conn.lane if down else session.lane
             lane.flow.aim(target, splicer.kernel.add_target(target), share, lane.body.read)
         except CannotSplice as refusal:
+            splicer.stop()
             _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
             return
         splice = cls(session, conn, splicer, lane, down)
         if not lane.body.start(left):
+            splicer.stop()
             return
-        splicer.begin((lane.flow,), splice, share)
+        splicer.begin((lane.flow,), splice)
         ctx.words[_SPLICED] += 1
         session.splice = splice
         conn.user = splice

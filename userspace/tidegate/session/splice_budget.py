@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 # Less credit than this is worth less than a copy: no further session is handed over then.
@@ -10,8 +10,11 @@ LEAST: Final = 128 * 1024
 
 
 class Holder(Protocol):
+    """A direction, as far as its credit goes. Bytes."""
+
     @property
     def held(self) -> int: ...
+    def set_limit(self, limit: int) -> None: ...
 
 
 class Budget:
@@ -25,26 +28,34 @@ class Budget:
         """Bytes: per direction and in all."""
         self.limit = limit
         self.total = total
+        self._granted = limit
 
-    def share(self, directions: int) -> int:
-        """What each of so many may hold."""
-        return min(self.limit, self.total // max(1, directions))
-
-    def admit(self, holders: Iterable[Holder], newcomers: int = 2) -> int:
-        """The share of each when so many more join those at hand; 0: they may not."""
-        at_hand = list(holders)
-        share = self.share(len(at_hand) + newcomers)
+    def admit(self, holders: Sequence[Holder], newcomers: int) -> int:
+        """The share of each when so many more join those at hand, who have it now; 0: they may not join."""
+        share, before = self._share(len(holders) + newcomers), self._granted
         if share < min(LEAST, self.limit):
             return 0
-        return share if self._fits(share, at_hand, newcomers) else 0
+        # first: the kernel goes on meanwhile, and nobody may pass the share while the sum is taken
+        self._grant(holders, share)
+        if self._sum(holders, share) + newcomers * share <= self.total:
+            return share
+        self._grant(holders, before)
+        return 0
 
-    def raised(self, holders: Iterable[Holder]) -> int:
-        """The share of each when some have left; 0: as it is, for others hold more than theirs."""
-        at_hand = list(holders)
-        share = self.share(len(at_hand))
-        return share if self._fits(share, at_hand, 0) else 0
+    def settle(self, holders: Sequence[Holder]) -> None:
+        """Some left, or did not come after all: the others get more, if nobody holds too much for that."""
+        share = self._share(len(holders))
+        if self._sum(holders, share) <= self.total:
+            self._grant(holders, share)
 
-    def _fits(self, share: int, at_hand: list[Holder], newcomers: int) -> bool:
-        if share == self.limit and (len(at_hand) + newcomers) * share <= self.total:
-            return True  # none ever held more
-        return sum(max(share, holder.held) for holder in at_hand) + newcomers * share <= self.total
+    def _share(self, directions: int) -> int:
+        return min(self.limit, self.total // max(1, directions))
+
+    @staticmethod
+    def _sum(holders: Sequence[Holder], share: int) -> int:
+        return sum(max(share, holder.held) for holder in holders)
+
+    def _grant(self, holders: Sequence[Holder], share: int) -> None:
+        self._granted = share
+        for holder in holders:
+            holder.set_limit(share)

@@ -46,11 +46,12 @@ def hand_over(splicer: Splicer, session: TcpSession) -> int:
     try:
         flows = splicer.join(session.front, back, share)
     except CannotSplice as refusal:
+        splicer.stop()
         _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
         return NEVER
     session.ctx.words[_SPLICED] += 1
     session.splice = spliced = Spliced(session, splicer, flows)
-    splicer.begin(flows, spliced, share)
+    splicer.begin(flows, spliced)
     spliced.start()
     return NEVER
 

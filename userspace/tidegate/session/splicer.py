@@ -43,7 +43,7 @@ class Splicer:
     ) -> None:
         """`limit` and `total` as splice_limit and splice_total; not `trusted`: for splice = "on" alone."""
         self.kernel = kernel
-        self.budget = Budget(limit, total)
+        self._budget = Budget(limit, total)
         self.trusted = trusted
         self._flows: dict[int, KernelFlow] = {}  # that have a record, by its index
         self._moving: dict[int, tuple[KernelFlow, Mover]] = {}  # of those, that may be redirected now
@@ -91,26 +91,31 @@ class Splicer:
 
     # credit
 
-    def share(self, newcomers: int) -> int:
-        """What each direction may hold when so many more begin; 0: they may not."""
-        return self.budget.admit([flow for flow, _ in self._moving.values()], newcomers)
+    def set_budget(self, limit: int, total: int) -> None:
+        """As splice_limit and splice_total."""
+        self._budget = Budget(limit, total)
+        self._budget.settle(self._holders())
 
-    def begin(self, flows: Iterable[KernelFlow], mover: Mover, share: int) -> None:
+    def share(self, newcomers: int) -> int:
+        """What each direction may hold when so many more begin; 0: they may not.
+
+        `begin` or, when nothing comes of it, `stop` is to follow.
+        """
+        return self._budget.admit(self._holders(), newcomers)
+
+    def begin(self, flows: Iterable[KernelFlow], mover: Mover) -> None:
         """From now on the kernel may redirect; `mover` is told."""
         for flow in flows:
             self._moving[flow.index] = (flow, mover)
-        self._set_limits(share)
 
-    def stop(self, flows: Iterable[KernelFlow]) -> None:
+    def stop(self, flows: Iterable[KernelFlow] = ()) -> None:
         """The opposite; what others may hold grows."""
         for flow in flows:
             self._moving.pop(flow.index, None)
-        if share := self.budget.raised([flow for flow, _ in self._moving.values()]):
-            self._set_limits(share)
+        self._budget.settle(self._holders())
 
-    def _set_limits(self, share: int) -> None:
-        for flow, _ in self._moving.values():
-            flow.set_limit(share)
+    def _holders(self) -> list[KernelFlow]:
+        return [flow for flow, _ in self._moving.values()]
 
     def _on_bell(self, _mask: int) -> None:
         for index in self.kernel.bell.take():

@@ -35,7 +35,6 @@ from tidegate.session.context import BUFFER_SIZE, Context, Session
 from tidegate.session.http import HttpSession
 from tidegate.session.http_back import BackConnection
 from tidegate.session.http_splice import BodySplice
-from tidegate.session.splice_budget import Budget
 from tidegate.session.spliced import Spliced
 from tidegate.session.splicer import Splicer
 from tidegate.session.tcp import TcpSession
@@ -138,7 +137,7 @@ class Worker:
         self.config = config
         self._beat_every_ns = config.hang_after_ns // 4
         if self.splicer is not None:
-            self.splicer.budget = Budget(config.splice_limit, config.splice_total)
+            self.splicer.set_budget(config.splice_limit, config.splice_total)
 
     def _words(self, scope: Scope, *labels: str) -> memoryview:
         """Our metric words; the supervisor allocated them before it told us of what they count."""
