@@ -11,16 +11,18 @@ import logging
 import os
 import socket
 import time
+from _socket import socket as PlainSocket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tidegate import logs
 from tidegate.accept.admission import Admission, Deadline
 from tidegate.accept.queue import AcceptQueue
 from tidegate.cluster.balance import ClusterState
 from tidegate.config.model import Listener, WhenQueueFull
-from tidegate.kernel.queue_age import QueueAge
+from tidegate.kernel.queue_age import GONE, HALF_CLOSED, QueueAge
+from tidegate.kernel.records import NO_SLOT
 from tidegate.loop.reactor import EPOLLEXCLUSIVE, EPOLLIN
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, DropReason, EndReason
@@ -69,6 +71,10 @@ _ENDED = {reason: LISTENER.index("ended_total", reason.value) for reason in EndR
 _log = logging.getLogger("tidegate.accept")
 _limited = logs.RateLimited(_log, per_second=1)
 
+_LEFT: Final = HALF_CLOSED | GONE
+# What came this short a while ago is not asked again whether it is still there.
+_JUST_NOW_NS: Final = 1_000_000
+
 ReadAge = Callable[[socket.socket], QueueAge]
 MakeSession = Callable[[Context, socket.socket, Any, int], Session]
 
@@ -113,6 +119,11 @@ def _nowhere(active: int) -> None:
     """Where a retired worker publishes its load."""
 
 
+def _unknown(slot: int) -> int:
+    """How many wait in the kernel, for all that we know: go on until it says that none does."""
+    return 1
+
+
 class Acceptor:
     """The accept path of one listener in one worker."""
 
@@ -126,10 +137,12 @@ class Acceptor:
         spare: SpareFd,
         store_active: Callable[[int], None],
         shared: bool = False,
+        waiting: Callable[[int], int] = _unknown,
     ) -> None:
         """`store_active` publishes how many connections are accepted and not yet ended.
 
-        `shared`: every worker waits on the same `sock`.
+        `shared`: every worker waits on the same `sock`. `waiting`: how many the kernel's queue of a slot
+        holds, by its own count.
         """
         self.ctx = ctx
         self.sock = sock
@@ -140,6 +153,9 @@ class Acceptor:
         self._make_session = make_session
         self._spare = spare
         self._store_active = store_active
+        self._waiting = waiting
+        # Of every accepted socket, a sibling's too. Asked once: each of these makes an enum of a number.
+        self._kind = int(sock.family), int(sock.type), sock.proto
         self._interest = EPOLLIN | EPOLLEXCLUSIVE if shared else EPOLLIN
         self._foreign: dict[int, socket.socket] = {}
         self._make_scheduled = False
@@ -203,25 +219,29 @@ class Acceptor:
     # taking from the kernel
 
     def _on_own(self, mask: int) -> None:
-        self._take(self.sock, stolen=False)
+        self._take(self.sock, False, ACCEPT_BATCH, True)
 
     def _on_foreign(self, sock: socket.socket) -> None:
-        self._take(sock, stolen=True)
+        self._take(sock, True, ACCEPT_BATCH, True)
 
     def accept_waiting(self, sock: socket.socket | None = None, limit: int = ACCEPT_BATCH) -> int:
         """Take what waits now, asked for by somebody other than epoll; returns how many came."""
-        if sock is None or sock is self.sock:
-            return self._take(self.sock, stolen=False, limit=limit)
-        return self._take(sock, stolen=True, limit=limit)
+        if sock is None:
+            sock = self.sock
+        return self._take(sock, sock is not self.sock, limit, False)
 
-    def _take(self, sock: socket.socket, stolen: bool, limit: int = ACCEPT_BATCH) -> int:
+    def _take(self, sock: socket.socket, stolen: bool, limit: int, told_again: bool) -> int:
+        """`told_again`: epoll will, should more be there than the kernel's count says."""
         ctx = self.ctx
         words = ctx.words
-        accept = sock.accept
+        # Not accept(): it makes an object of a class in Python, and asks the listener for its kind anew.
+        accept = sock._accept
+        family, kind, proto = self._kind
         taken = 0
         for taken in range(limit):
             try:
-                conn, peer = accept()
+                fd, peer = accept()
+                conn = cast(socket.socket, PlainSocket(family, kind, proto, fd))
             except BlockingIOError:
                 break
             except OSError as error:
@@ -242,42 +262,49 @@ class Acceptor:
             if stolen:
                 words[_STOLEN] += 1
             try:
-                self._arrived(conn, peer)
+                slot = self._arrived(conn, peer)
             except Exception:  # costs this connection, not the listener: the reactor would unwatch it
                 self._faulty(conn)
+                continue
             if taken & 63 == 63 and ctx.reactor.each_batch is not None:
                 ctx.reactor.each_batch(time.monotonic_ns())
+            if told_again and slot != NO_SLOT and not self._waiting(slot):
+                taken += 1  # noqa: PLW2901 - one more than its number
+                break  # the kernel need not be asked in vain
         else:
             taken = limit
-        if self.queue:
+        if self.queue.entries:
             self._make_sessions()
         return taken
 
-    def _arrived(self, conn: socket.socket, peer: Any) -> None:
+    def _arrived(self, conn: socket.socket, peer: Any) -> int:
+        """Read its age, once, and queue or drop it; returns its listener's slot."""
         conn.setblocking(False)
         age = self._read_age(conn)
-        now = age.established_ns + age.age_ns
-        observe(self.ctx.words, _AGE, age.age_ns)
-        if self._client_left(conn, age):
+        established_ns, age_ns = age.established_ns, age.age_ns
+        now = established_ns + age_ns
+        observe(self.ctx.words, _AGE, age_ns)
+        if age.flags & _LEFT and self._client_left(conn, age):
             self._drop(conn, DropReason.CLIENT_GONE)
-            return
-        if self.admission.stale(age.established_ns, now):
+        elif self.admission.stale(established_ns, now):
             self._drop(conn, DropReason.STALE)
-            return
+        else:
+            entry = Waiting(conn, peer, established_ns, now)
+            if not self.queue.offer(entry):
+                self._find_place(entry)
+        return age.slot
+
+    def _find_place(self, entry: Waiting) -> None:
+        """The queue is full: make sessions of what is in it, or drop somebody."""
         queue = self.queue
+        self._make_sessions()
         if queue.full:
-            self._make_sessions()
-            if queue.full:
-                oldest = (
-                    queue.pop_oldest()
-                    if self.ctx.listener.when_queue_full is WhenQueueFull.DROP_OLDEST
-                    else None
-                )
-                if oldest is None:
-                    self._drop(conn, DropReason.QUEUE_FULL)
-                    return
-                self._drop(oldest.sock, DropReason.QUEUE_FULL)
-        queue.push(Waiting(conn, peer, age.established_ns, now))
+            drop_oldest = self.ctx.listener.when_queue_full is WhenQueueFull.DROP_OLDEST
+            oldest = queue.pop_oldest() if drop_oldest else None
+            self._drop(oldest.sock if oldest is not None else entry.sock, DropReason.QUEUE_FULL)
+            if oldest is None:
+                return
+        queue.push(entry)
 
     def _client_left(self, conn: socket.socket, age: QueueAge) -> bool:
         """A reset, or a FIN with no byte sent; a FIN after data only where `abort_on_close` says so."""
@@ -331,24 +358,30 @@ class Acceptor:
 
     def _make_sessions(self) -> None:
         self._make_scheduled = False
-        ctx, queue = self.ctx, self.queue
-        words = ctx.words
+        ctx, entries = self.ctx, self.queue.entries
+        words, slab, monotonic_ns = ctx.words, ctx.slab, time.monotonic_ns
         made = 0
-        while queue and self._room():
+        while entries and ctx.active < self.max_connections and not slab.full:
             if made == SESSION_BATCH:
                 self._schedule_make()
                 break
-            entry = queue.pop_newest()
-            assert entry is not None
-            now = time.monotonic_ns()  # not the batch's: the process may have been stopped within it
-            if self._gone_stale(entry, now):
+            entry = entries.pop()
+            sock, established_ns = entry.sock, entry.established_ns
+            now = monotonic_ns()  # not the batch's: the process may have been stopped within it
+            waited_ns = now - entry.accepted_ns
+            if self.admission.stale(established_ns, now):
+                self._drop(sock, DropReason.STALE)
                 continue
-            observe(words, _WAIT, now - entry.accepted_ns)
+            # It waited here for a place: the client may have left meanwhile.
+            if waited_ns > _JUST_NOW_NS and self._client_left(sock, self._read_age(sock)):
+                self._drop(sock, DropReason.CLIENT_GONE)
+                continue
+            observe(words, _WAIT, waited_ns)
             made += 1
             try:
-                session = self._make_session(ctx, entry.sock, entry.peer, entry.established_ns)
+                session = self._make_session(ctx, sock, entry.peer, established_ns)
             except Exception:
-                self._faulty(entry.sock)
+                self._faulty(sock)
                 continue
             ctx.active += 1
             words[_SESSIONS_TOTAL] += 1
@@ -358,19 +391,10 @@ class Acceptor:
                 _log.error("session_failed", exc_info=True, extra={"kv": {"listener": ctx.listener.name}})
                 session.end(EndReason.INTERNAL_ERROR)
         words[_SESSIONS] = ctx.active
-        words[_QUEUED] = len(queue)
-        self._store_active(ctx.active + len(queue))
-        self._arm_sweep()
-
-    def _gone_stale(self, entry: Waiting, now: int) -> bool:
-        if self.admission.stale(entry.established_ns, now):
-            self._drop(entry.sock, DropReason.STALE)
-            return True
-        # It waited here for a place: the client may have left meanwhile.
-        if now - entry.accepted_ns > 1_000_000 and self._client_left(entry.sock, self._read_age(entry.sock)):
-            self._drop(entry.sock, DropReason.CLIENT_GONE)
-            return True
-        return False
+        words[_QUEUED] = waiting = len(entries)
+        self._store_active(ctx.active + waiting)
+        if waiting:
+            self._arm_sweep()
 
     def _schedule_make(self) -> None:
         if not self._make_scheduled:
@@ -383,8 +407,9 @@ class Acceptor:
         ctx.active -= 1
         ctx.words[_ENDED[reason]] += 1
         ctx.words[_SESSIONS] = ctx.active
-        self._store_active(ctx.active + len(self.queue))
-        if self.queue:
+        waiting = len(self.queue.entries)
+        self._store_active(ctx.active + waiting)
+        if waiting:
             self._schedule_make()
 
     # from the queue to the bin

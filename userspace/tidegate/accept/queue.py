@@ -23,52 +23,58 @@ class AcceptQueue(Generic[T]):
     another worker's listener can be older than what is here, and is filed where its age belongs.
     """
 
-    __slots__ = ("_entries", "capacity")
+    __slots__ = ("capacity", "entries")
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError("an accept queue holds at least one connection")
         self.capacity = capacity
-        self._entries: deque[T] = deque()
+        self.entries: deque[T] = deque()  # oldest first; whoever takes from it takes from an end
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[T]:
         """Oldest first."""
-        return iter(self._entries)
+        return iter(self.entries)
 
     @property
     def full(self) -> bool:
-        return len(self._entries) >= self.capacity
+        return len(self.entries) >= self.capacity
 
     def push(self, entry: T) -> None:
         """File `entry` by its age; raises OverflowError when full (the caller chooses whom to drop)."""
-        entries = self._entries
-        if len(entries) >= self.capacity:
+        if not self.offer(entry):
             raise OverflowError("accept queue full")
+
+    def offer(self, entry: T) -> bool:
+        """As `push`, but False when it is full."""
+        entries = self.entries
+        if len(entries) >= self.capacity:
+            return False
         if not entries or entry.established_ns >= entries[-1].established_ns:
             entries.append(entry)
-            return
+            return True
         at = len(entries) - 1
         while at > 0 and entries[at - 1].established_ns > entry.established_ns:
             at -= 1
         entries.insert(at, entry)
+        return True
 
     def pop_newest(self) -> T | None:
-        return self._entries.pop() if self._entries else None
+        return self.entries.pop() if self.entries else None
 
     def pop_oldest(self) -> T | None:
-        return self._entries.popleft() if self._entries else None
+        return self.entries.popleft() if self.entries else None
 
     def sweep(self, admission: Admission, now_ns: int) -> list[T]:
         """Take out everything gone stale, oldest first; the rest is younger and stays."""
         swept: list[T] = []
-        entries = self._entries
+        entries = self.entries
         while entries and admission.stale(entries[0].established_ns, now_ns):
             swept.append(entries.popleft())
         return swept
 
     def next_expiry_ns(self, admission: Admission) -> int | None:
         """When the oldest entry goes stale, if nobody serves it before."""
-        return admission.expires_ns(self._entries[0].established_ns) if self._entries else None
+        return admission.expires_ns(self.entries[0].established_ns) if self.entries else None

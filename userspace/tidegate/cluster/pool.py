@@ -13,7 +13,8 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from enum import StrEnum
-from typing import Generic, TypeVar
+from operator import itemgetter
+from typing import Final, Generic, TypeVar
 
 from tidegate.cluster.backend import BackendState
 from tidegate.config.model import Pool
@@ -47,6 +48,10 @@ def readable(sock: socket.socket) -> bool:
     return True
 
 
+_REUSED: Final = IdleEnd.REUSED
+_since = itemgetter(2)
+
+
 class ConnectionPool(Generic[C]):
     """Connections are opaque and compared by identity or hash; `close` is called for each one that is given
     up.
@@ -55,7 +60,7 @@ class ConnectionPool(Generic[C]):
     the pool's own doing (idle); `max_per_backend` counts both kinds.
     """
 
-    __slots__ = ("_close", "_idle", "_order", "_stale", "_timer", "_timers", "config", "ended", "open")
+    __slots__ = ("_close", "_count", "_idle", "_stale", "_timer", "_timers", "config", "ended", "open")
 
     def __init__(
         self,
@@ -71,12 +76,13 @@ class ConnectionPool(Generic[C]):
         self._timer = Timer(self._expire)
         self._close = close
         self._stale = stale
-        self._idle: dict[BackendState, dict[C, None]] = {}  # newest last
-        self._order: OrderedDict[C, tuple[BackendState, int]] = OrderedDict()  # oldest first; since when, ns
+        # Oldest first, since when, ns. A backend's stays when it is empty: it is about to be filled again.
+        self._idle: dict[BackendState, OrderedDict[C, int]] = {}
+        self._count = 0  # of all of them
 
     def __len__(self) -> int:
         """Idle connections."""
-        return len(self._order)
+        return self._count
 
     def idle(self, backend: BackendState) -> int:
         return len(self._idle.get(backend, ()))
@@ -100,44 +106,53 @@ class ConnectionPool(Generic[C]):
         else:
             del self.open[backend]
 
-    def checkout(self, backend: BackendState) -> C | None:
-        """The newest idle connection to `backend` that is not stale; it is the caller's now."""
+    def checkout(self, backend: BackendState, look: bool = True) -> C | None:
+        """The newest idle connection to `backend` that is not stale; it is the caller's now.
+
+        Without `look` nobody asks `stale`: for what can be sent once more should it turn out to be.
+        """
         idle = self._idle.get(backend)
         while idle:
             connection, _ = idle.popitem()
-            del self._order[connection]
-            if not idle:
-                del self._idle[backend]
-            if self._stale is None or not self._stale(connection):
-                self.ended[IdleEnd.REUSED] += 1
+            self._count -= 1
+            if not look or self._stale is None or not self._stale(connection):
+                self.ended[_REUSED] += 1
                 return connection
             self._end(backend, connection, IdleEnd.STALE)
         return None
 
     def checkin(self, backend: BackendState, connection: C, now_ns: int) -> bool:
         """A whole exchange is over: keep the connection for the next. False: it was closed instead."""
-        if backend.draining or self.config.max_idle < 1:
-            reason = IdleEnd.OVERFLOW if self.config.max_idle < 1 else IdleEnd.DRAINED
-            self._end(backend, connection, reason)
+        most = self.config.max_idle
+        if backend.draining or most < 1:
+            self._end(backend, connection, IdleEnd.OVERFLOW if most < 1 else IdleEnd.DRAINED)
             return False
-        if connection in self._order:
+        idle = self._idle.get(backend)
+        if idle is None:
+            idle = self._idle[backend] = OrderedDict()
+        elif connection in idle:
             raise ValueError("this connection is idle already")
-        self._idle.setdefault(backend, {})[connection] = None
-        self._order[connection] = (backend, now_ns)
-        while len(self._order) > self.config.max_idle:
+        idle[connection] = now_ns
+        self._count += 1
+        while self._count > most:
             self._end_oldest(IdleEnd.OVERFLOW)
-        if not self._timer.armed:
+        if not self._timer.deadline_ns:
             self._timers.arm(self._timer, now_ns + self.config.idle_timeout_ns)
         return True
 
     def discard(self, connection: C) -> bool:
         """It became readable while idle: give it up. False when it was not idle (any more)."""
-        return self._take_and_end(connection, IdleEnd.STALE)
+        for backend, idle in self._idle.items():
+            if connection in idle:
+                self._take_and_end(backend, connection, IdleEnd.STALE)
+                return True
+        return False
 
     def drop(self, backend: BackendState) -> None:
         """Close what is idle for a backend."""
         for connection in list(self._idle.get(backend, ())):
-            self._take_and_end(connection, IdleEnd.DRAINED)
+            self._take_and_end(backend, connection, IdleEnd.DRAINED)
+        self._idle.pop(backend, None)
 
     def sync(self) -> None:
         """Drop the idle connections of backends that drain; for `ClusterState.on_change`.
@@ -151,40 +166,45 @@ class ConnectionPool(Generic[C]):
     def reconfigure(self, config: Pool, now_ns: int) -> None:
         """Take over new limits; what is beyond them is closed."""
         self.config = config
-        while len(self._order) > config.max_idle:
+        while self._count > config.max_idle:
             self._end_oldest(IdleEnd.OVERFLOW)
         self._expire(now_ns)
 
     def close_all(self) -> None:
         """The worker is leaving."""
-        while self._order:
+        while self._count:
             self._end_oldest(IdleEnd.SHUTDOWN)
         self._timers.cancel(self._timer)
 
     def _expire(self, now_ns: int) -> None:
         timeout_ns = self.config.idle_timeout_ns
-        while self._order:
-            _, since_ns = next(iter(self._order.values()))
-            if since_ns + timeout_ns > now_ns:
-                self._timers.arm(self._timer, since_ns + timeout_ns)
-                return
-            self._end_oldest(IdleEnd.EXPIRED)
-        self._timers.cancel(self._timer)
+        next_ns = 0
+        for backend, idle in self._idle.items():
+            while idle:
+                connection, since_ns = next(iter(idle.items()))
+                end_ns = since_ns + timeout_ns
+                if end_ns > now_ns:
+                    next_ns = min(next_ns or end_ns, end_ns)
+                    break
+                self._take_and_end(backend, connection, IdleEnd.EXPIRED)
+        if next_ns:
+            self._timers.arm(self._timer, next_ns)
+        else:
+            self._timers.cancel(self._timer)
+
+    def _oldest(self) -> tuple[BackendState, C, int]:
+        """Of all backends, the connection that is idle longest, and since when; there is one."""
+        firsts = ((backend, *next(iter(idle.items()))) for backend, idle in self._idle.items() if idle)
+        return min(firsts, key=_since)
 
     def _end_oldest(self, reason: IdleEnd) -> None:
-        self._take_and_end(next(iter(self._order)), reason)
+        backend, connection, _ = self._oldest()
+        self._take_and_end(backend, connection, reason)
 
-    def _take_and_end(self, connection: C, reason: IdleEnd) -> bool:
-        entry = self._order.pop(connection, None)
-        if entry is None:
-            return False
-        backend, _ = entry
-        idle = self._idle[backend]
-        del idle[connection]
-        if not idle:
-            del self._idle[backend]
+    def _take_and_end(self, backend: BackendState, connection: C, reason: IdleEnd) -> None:
+        del self._idle[backend][connection]
+        self._count -= 1
         self._end(backend, connection, reason)
-        return True
 
     def _end(self, backend: BackendState, connection: C, reason: IdleEnd) -> None:
         self.ended[reason] += 1

@@ -64,7 +64,7 @@ class RequestForm:
         `start_us`: when the request began to wait, microseconds since the epoch; `age_us`: how long it has.
         """
         prefix = request.prefix
-        if prefix is None or request.prefix_route is not rewrite:
+        if prefix is None or request.prefix_route is not rewrite or request.prefix_peer is not peer:
             prefix = self._prefix(request, peer, rewrite)
         ends = request.ends
         if ends & _ID:
@@ -124,6 +124,7 @@ class RequestForm:
             who,
         )
         request.prefix = prefix
+        request.prefix_peer = peer
         request.prefix_route = rewrite
         request.ends = ends
         return prefix

@@ -34,8 +34,9 @@ _SLASH: Final = 0x2F
 class Request:
     """One request head. A parser has one of these and fills it anew: read it before `next()`.
 
-    `route` is the session's, `prefix`, `prefix_route` and `ends` are RequestForm's: None after a new head,
-    left alone when the very same head came again, so that what follows from it need not be found twice.
+    `route` is the session's, `prefix`, `prefix_peer`, `prefix_route` and `ends` are RequestForm's: None after
+    a new head, left alone when the very same head came again, so that what follows from it need not be found
+    twice.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Request:
         "method",
         "path",
         "prefix",
+        "prefix_peer",
         "prefix_route",
         "raw_target",
         "route",
@@ -75,6 +77,7 @@ class Request:
         self.upgrade = b""
         self.route: object = None
         self.prefix: bytes | None = None
+        self.prefix_peer: object = None
         self.prefix_route: object = None
         self.ends = 0
         self.id = b""  # X-Request-Id, once the head for the backend was made
@@ -95,7 +98,7 @@ class RequestRules:
 
 
 class RequestParser(MessageReader):
-    """See the module. One per client connection; not to be used again after a RequestError."""
+    """See the module. One per client connection at a time; not to be used again after a RequestError."""
 
     __slots__ = (
         "_checked",
@@ -134,6 +137,19 @@ class RequestParser(MessageReader):
     def forget(self) -> None:
         """Keep nothing from one request to the next: the routes or the rules have changed."""
         self._last = None
+
+    def recycle(self, rules: RequestRules) -> bool:
+        """Make it ready for another connection under the same rules; False where it is not to be used again.
+
+        That is the case in the middle of a message and after an error, and where it has seen credentials:
+        they are not kept beyond their connection. Otherwise it still knows the last head: the next
+        connection's may well be the same.
+        """
+        if self.rest or self._last_fields.secret or self._memo is not rules.memo:
+            return False
+        if self.state == COMPLETE:
+            self.state = HEAD
+        return self.state == HEAD
 
     def receive_head(self, data: bytes) -> Request | None:
         """The next request, or None while its head is not whole. Raises RequestError.

@@ -19,6 +19,7 @@ from tidegate.http.response import ResponseMemo, ResponseParser
 from tidegate.http.routes import Routes
 from tidegate.http.stamps import DateField, RequestIds
 
+_SPARE_PARSERS: Final = 64  # as many connections as end and begin in one turn of the loop
 _KNOWN_ADDRESSES: Final = 4096  # addresses whose trust is remembered: a gateway's few, a scanner's many
 
 
@@ -30,6 +31,7 @@ class Site:
     """
 
     __slots__ = (
+        "_spare",
         "answers",
         "backend_memo",
         "connections",
@@ -59,6 +61,7 @@ class Site:
         self.listener = listener
         self.scheme = b"https" if listener.protocol is Protocol.HTTPS else b"http"
         self.request_rules = RequestRules(self.scheme)
+        self._spare: list[RequestParser] = []
         self.request_form = RequestForm(
             via=listener.via,
             request_start=listener.request_start,
@@ -86,7 +89,12 @@ class Site:
 
     def request_parser(self) -> RequestParser:
         """For a new client connection."""
-        return RequestParser(self.request_rules)
+        return self._spare.pop() if self._spare else RequestParser(self.request_rules)
+
+    def give_back(self, parser: RequestParser) -> None:
+        """Its connection has ended, and nothing of it is used any more: it may serve another one."""
+        if len(self._spare) < _SPARE_PARSERS and parser.recycle(self.request_rules):
+            self._spare.append(parser)
 
     def response_parser(self) -> ResponseParser:
         """For a new backend connection."""

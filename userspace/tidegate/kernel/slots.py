@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tidegate.kernel.records import AGE_BUCKETS, MAX_SLOTS, AgeHistogram, Slot, SlotState
@@ -73,6 +74,15 @@ class Slots:
     def set_active(self, slot: int, connections: int) -> None:
         """Connections accepted and not yet ended: part of the slot's load."""
         self.words[slot * _WORDS + _ACTIVE] = connections
+
+    def active_store(self, slot: int) -> Callable[[int], None]:
+        """`set_active` of one slot, for where it is called for every connection."""
+        words, at = self.words, slot * _WORDS + _ACTIVE
+
+        def store(connections: int) -> None:
+            words[at] = connections
+
+        return store
 
     def set_capacity(self, slot: int, connections: int) -> None:
         """Most that `active` may reach before steering calls the slot full; 0: no limit."""

@@ -15,6 +15,8 @@ from operator import attrgetter
 UNFILED = -1
 DUE = -2  # taken out of its slot by advance(), which decides about it when its turn comes
 
+SOON = 32  # ticks
+
 _by_deadline = attrgetter("deadline_ns")
 
 
@@ -73,7 +75,9 @@ class TimerWheel:
         index = timer._index
         if index == DUE:
             return
-        tick = max(-(-deadline_ns // self.tick_ns), self._cursor + 1)
+        tick = -(-deadline_ns // self.tick_ns)
+        if tick <= self._cursor:
+            tick = self._cursor + 1
         if index >= 0:
             if self._next_visit(index) <= tick:
                 return
@@ -87,6 +91,16 @@ class TimerWheel:
         """
         timer.deadline_ns = 0
         if timer._index >= 0:
+            self._unfile(timer)
+
+    def abandon(self, timer: Timer) -> None:
+        """`cancel` for one that is thrown away: if its slot is looked at soon, it is left there until then.
+
+        Most sessions end before their timer's turn, and to leave it costs them nothing.
+        """
+        timer.deadline_ns = 0
+        index = timer._index
+        if index >= 0 and (index - self._cursor) % self._size > SOON:
             self._unfile(timer)
 
     def advance(self, now_ns: int) -> int:

@@ -13,13 +13,14 @@ and what they speak is decided in the `http` package, which touches no socket.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from tidegate import logs
 from tidegate.http.accesslog import Record
 from tidegate.http.proxyproto import ProxyError, ProxyReader
 from tidegate.http.ratelimit import retry_after_s
-from tidegate.http.reader import BODY
+from tidegate.http.reader import BODY, FAILED
+from tidegate.http.request import RequestParser, RequestRules
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import reset, show_token
@@ -43,7 +44,6 @@ from tidegate.session.http_state import (
     REQUESTS,
     STATE_NAMES,
     UPGRADES,
-    WATCH_CLIENT_AFTER_NS,
 )
 from tidegate.session.http_upgrade import Tunnel
 from tidegate.session.tcp import format_peer
@@ -54,6 +54,13 @@ _abnormal = logs.RateLimited(_log, per_second=10)
 _CLIENTS_CHOICE = frozenset(
     {EndReason.CLIENT_GONE, EndReason.CLIENT_RESET, EndReason.IDLE, EndReason.REQUEST_TIMEOUT}
 )
+
+
+_DONE: Final = EndReason.DONE
+
+# What an ended session has in place of its parser.
+_NO_PARSER: Final = RequestParser(RequestRules(b"http"))
+_NO_PARSER.state = FAILED
 
 
 class HttpSession(SplicedBodies):
@@ -73,12 +80,12 @@ class HttpSession(SplicedBodies):
                 return
             self._state = PROXY
             self._proxy = ProxyReader(self.http.listener.proxy_protocol)
-            ctx.reactor.timers.arm(self._timer, now + min(self.http.tick_ns, WATCH_CLIENT_AFTER_NS))
+            ctx.reactor.timers.arm(self._timer, now + self.http.first_tick_ns)
             self._read_proxy()
             return
         self._known_client(address)
         # One timer, armed once; see `_on_timer`.
-        ctx.reactor.timers.arm(self._timer, now + min(self.http.tick_ns, WATCH_CLIENT_AFTER_NS))
+        ctx.reactor.timers.arm(self._timer, now + self.http.first_tick_ns)
         self._read_head()
 
     def _known_client(self, address: str) -> None:
@@ -182,7 +189,7 @@ class HttpSession(SplicedBodies):
         ctx = self.ctx
         words = ctx.words
         words[REQUESTS[self._status // 100]] += 1
-        if reason is not EndReason.DONE:
+        if reason is not _DONE:
             words[NOT_WELL[reason]] += 1
         observe(words, DURATION, ctx.reactor.now - self._head_ns)
         if self.http.log is not None:
@@ -369,13 +376,14 @@ class HttpSession(SplicedBodies):
         if state == CLOSED:
             return
         ctx = self.ctx
-        if reason is not EndReason.DONE and _log.isEnabledFor(logging.INFO):
+        if reason is not _DONE and _log.isEnabledFor(logging.INFO):
             level = logging.DEBUG if reason in _CLIENTS_CHOICE else logging.INFO
             _abnormal.event(level, "session_ended", reason=reason.value, **self.describe())
         if state == QUEUED and self._entered is not None:
             self._entered.cancel(self)
             self._entered = None
-        self._drop_back()
+        if self._backend is not None or self.splice is not None:
+            self._drop_back()
         self._state = CLOSED
         if self._entered is not None:
             self._leave_gate(ctx.reactor.now)
@@ -387,7 +395,8 @@ class HttpSession(SplicedBodies):
                 self._write_record(reason)
         if reset_front:
             reset(self.front)
-        ctx.reactor.forget(self.front.fileno())
+        if self._front_watch != -1:
+            ctx.reactor.forget(self.front.fileno())
         ctx.reactor.close_after_batch(self.front)
         self._let_go()
         ctx.on_end(self, reason)
@@ -395,15 +404,19 @@ class HttpSession(SplicedBodies):
     def _let_go(self) -> None:
         """Of all but the socket."""
         ctx = self.ctx
-        ctx.reactor.timers.cancel(self._timer)
+        ctx.reactor.timers.abandon(self._timer)
         self._timer.callback = _nothing  # or the two would keep each other alive until a collection
         self._conn = self._backend = None
         if self.lane is not None:
             self.lane.close()
             self.lane = None
-        counts = self.http.site.connections
-        if self._counted and counts is not None:
-            counts.leave(self._peer.address)
+        site = self.http.site
+        if self._counted and site.connections is not None:
+            site.connections.leave(self._peer.address)
+        # Another session's from here on: whatever should still look at it must find none.
+        site.give_back(self._parser)
+        self._parser = _NO_PARSER
+        self._request = _NO_PARSER.request
         ctx.slab.remove(self.token)
 
 

@@ -17,6 +17,7 @@ from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRD
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.http_front import FrontSide
+from tidegate.session.http_shared import WATCH_CLIENT_AFTER_NS
 from tidegate.session.http_state import (
     ATTEMPTS,
     BACKOFF,
@@ -27,7 +28,6 @@ from tidegate.session.http_state import (
     QUEUED,
     RETRIES,
     REUSED,
-    WATCH_CLIENT_AFTER_NS,
     WATCHED,
 )
 
@@ -135,8 +135,9 @@ class BackSide(FrontSide):
         self._back_ns = now
         backend.active += 1  # ClusterState.acquired
         if cluster.pooled and not self._fresh:
-            cluster.unsafe = not self._first_whole or self._request.method not in IDEMPOTENT
-            conn = cluster.pool.checkout(backend)
+            # Looked at first where what is sent must not be sent twice.
+            twice = self._first_whole and self._request.method in IDEMPOTENT
+            conn = cluster.pool.checkout(backend, not twice)
             if conn is not None:
                 self._conn = conn
                 conn.user = self

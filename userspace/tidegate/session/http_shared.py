@@ -22,6 +22,8 @@ from tidegate.session.http_back import BackConnection
 if TYPE_CHECKING:
     from tidegate.session.accesslog import LogFile
 
+# Most requests are answered sooner than this: a client of one request is never watched.
+WATCH_CLIENT_AFTER_NS: Final = 20_000_000
 # Clients whose generated header lines are remembered: as many as are likely to come back soon.
 _KNOWN_PEERS: Final = 1024
 _SECOND_NS: Final = 1_000_000_000
@@ -45,14 +47,13 @@ class HttpCluster:
     """One cluster's connections and places, in one worker; shared by its listeners, kept over reloads."""
 
     __slots__ = ("_memo", "cookie", "gate", "hashed", "plain", "pool", "pooled", "reactor", "state",
-                 "sticky", "unsafe")  # fmt: skip
+                 "sticky")  # fmt: skip
 
     def __init__(self, state: ClusterState, reactor: Reactor) -> None:
         self.state = state
         self.reactor = reactor
-        self.unsafe = False  # what comes next must not be sent twice: look before using an idle connection
         self.pool: ConnectionPool[BackConnection] = ConnectionPool(
-            state.config.pool, reactor.timers, _close, self._stale
+            state.config.pool, reactor.timers, _close, _stale
         )
         self.gate: Gate[Queued] | None = None
         self.sticky: Sticky | None = None
@@ -94,8 +95,9 @@ class HttpCluster:
         elif limit is not None:
             self.gate = Gate(limit, config.max_waiting, self.reactor.timers, _serve, _refuse)
 
-    def _stale(self, connection: BackConnection) -> bool:
-        return self.unsafe and readable(connection.sock)
+
+def _stale(connection: BackConnection) -> bool:
+    return readable(connection.sock)
 
 
 def _close(connection: BackConnection) -> None:
@@ -116,8 +118,8 @@ class HttpSide:
     Sessions move to the new one between two requests.
     """
 
-    __slots__ = ("_local", "_offset_ns", "_offset_until_ns", "_peers", "clusters", "expect_proxy", "listener",
-                 "log", "site", "tick_ns")  # fmt: skip
+    __slots__ = ("_local", "_offset_ns", "_offset_until_ns", "_peers", "clusters", "expect_proxy", "first_tick_ns",
+                 "listener", "log", "site", "tick_ns")  # fmt: skip
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class HttpSide:
             listener.keepalive_timeout_ns,
             *(one.state.config.back_timeout_ns for one in clusters.values()),
         )
+        self.first_tick_ns = min(self.tick_ns, WATCH_CLIENT_AFTER_NS)
         self._peers: dict[str, Peer] = {}
         host = listener.address.host
         self._local = (host, listener.address.port) if host not in ("0.0.0.0", "::") else None

@@ -45,9 +45,6 @@ STATE_NAMES: Final = (
 # too: so the interest is the same while a request is under way, and no call changes it.
 WATCHED: Final = EPOLLIN | EPOLLRDHUP
 
-# Most requests are answered sooner than this: a client of one request is never watched.
-WATCH_CLIENT_AFTER_NS: Final = 20_000_000
-
 # What follows an answer that ends the connection is read for this long.
 LINGER_NS: Final = 2_000_000_000
 

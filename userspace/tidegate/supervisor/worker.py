@@ -177,8 +177,9 @@ class Worker:
             tcp_guard.make if group.listener.protocol is Protocol.TCP else HttpSession,
             limit,
             self._spare,
-            lambda active: slots.set_active(slot, active),
+            slots.active_store(slot),
             shared=group.shared,
+            waiting=slots.waiting,
         )
         self.traffic.equip(ctx, group.listener, ctx.cluster)
         ctx.on_end = acceptor.session_ended
