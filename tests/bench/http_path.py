@@ -1,6 +1,6 @@
-"""Whole requests through the session code, for a profiler: one acceptor in this process, client and backend outside.
+"""Whole requests through the session code, for a profiler: client and backend are outside this process.
 
-    PYTHONPATH=userspace:tests python tests/bench/http_path.py [--close] [--protocol tcp] [--requests N] [--profile]
+    PYTHONPATH=userspace:tests python tests/bench/http_path.py [--close] [--requests N] [--profile]
 
 Under valgrind it counts instructions, which a busy machine does not change: what N more requests add, divided
 by N, is what one costs in user space.
@@ -85,7 +85,9 @@ def stamped(sock: socket.socket) -> QueueAge:
     return QueueAge(time.monotonic_ns(), 0, 0, 0, 0)
 
 
-def acceptor(reactor: Reactor, listening: socket.socket, backend: str, protocol: str, stamp: bool) -> Acceptor:
+def acceptor(
+    reactor: Reactor, listening: socket.socket, backend: str, protocol: str, stamp: bool
+) -> Acceptor:
     host, port = listening.getsockname()
     config = parse(
         f'[[listener]]\naddress = "{host}:{port}"\nprotocol = "{protocol}"\ncluster = "app"\n'

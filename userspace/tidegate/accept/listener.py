@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from _socket import socket as PlainSocket
+from _socket import socket as plain_socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -73,7 +73,8 @@ _limited = logs.RateLimited(_log, per_second=1)
 
 _LEFT: Final = HALF_CLOSED | GONE
 # What came this short a while ago is not asked again whether it is still there.
-_JUST_NOW_NS: Final = 1_000_000
+# It is more than a batch of sessions takes to make.
+_JUST_NOW_NS: Final = 5_000_000
 
 ReadAge = Callable[[socket.socket], QueueAge]
 MakeSession = Callable[[Context, socket.socket, Any, int], Session]
@@ -235,13 +236,13 @@ class Acceptor:
         ctx = self.ctx
         words = ctx.words
         # Not accept(): it makes an object of a class in Python, and asks the listener for its kind anew.
-        accept = sock._accept
+        accept: Callable[[], tuple[int, Any]] = sock._accept  # type: ignore[attr-defined]
         family, kind, proto = self._kind
         taken = 0
         for taken in range(limit):
             try:
                 fd, peer = accept()
-                conn = cast(socket.socket, PlainSocket(family, kind, proto, fd))
+                conn = cast(socket.socket, plain_socket(family, kind, proto, fd))
             except BlockingIOError:
                 break
             except OSError as error:
@@ -269,7 +270,7 @@ class Acceptor:
             if taken & 63 == 63 and ctx.reactor.each_batch is not None:
                 ctx.reactor.each_batch(time.monotonic_ns())
             if told_again and slot != NO_SLOT and not self._waiting(slot):
-                taken += 1  # noqa: PLW2901 - one more than its number
+                taken += 1
                 break  # the kernel need not be asked in vain
         else:
             taken = limit
@@ -406,11 +407,9 @@ class Acceptor:
         ctx = self.ctx
         ctx.active -= 1
         ctx.words[_ENDED[reason]] += 1
-        ctx.words[_SESSIONS] = ctx.active
-        waiting = len(self.queue.entries)
-        self._store_active(ctx.active + waiting)
-        if waiting:
-            self._schedule_make()
+        if not self._make_scheduled:  # which publishes the load too: once for all that end in a batch
+            self._make_scheduled = True
+            ctx.reactor.call_after_batch(self._make_sessions)
 
     # from the queue to the bin
 

@@ -13,7 +13,6 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from enum import StrEnum
-from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
 from tidegate.cluster.backend import BackendState
@@ -49,7 +48,6 @@ def readable(sock: socket.socket) -> bool:
 
 
 _REUSED: Final = IdleEnd.REUSED
-_since = itemgetter(2)
 
 
 class ConnectionPool(Generic[C]):
@@ -60,7 +58,7 @@ class ConnectionPool(Generic[C]):
     the pool's own doing (idle); `max_per_backend` counts both kinds.
     """
 
-    __slots__ = ("_close", "_count", "_idle", "_stale", "_timer", "_timers", "config", "ended", "open")
+    __slots__ = ("_close", "_idle", "_order", "_stale", "_timer", "_timers", "config", "ended", "open")
 
     def __init__(
         self,
@@ -76,13 +74,13 @@ class ConnectionPool(Generic[C]):
         self._timer = Timer(self._expire)
         self._close = close
         self._stale = stale
-        # Oldest first, since when, ns. A backend's stays when it is empty: it is about to be filled again.
-        self._idle: dict[BackendState, OrderedDict[C, int]] = {}
-        self._count = 0  # of all of them
+        # Newest last. A backend's stays when it is empty: it is about to be filled again.
+        self._idle: dict[BackendState, dict[C, None]] = {}
+        self._order: OrderedDict[C, tuple[BackendState, int]] = OrderedDict()  # oldest first; since when, ns
 
     def __len__(self) -> int:
         """Idle connections."""
-        return self._count
+        return len(self._order)
 
     def idle(self, backend: BackendState) -> int:
         return len(self._idle.get(backend, ()))
@@ -114,7 +112,7 @@ class ConnectionPool(Generic[C]):
         idle = self._idle.get(backend)
         while idle:
             connection, _ = idle.popitem()
-            self._count -= 1
+            del self._order[connection]
             if not look or self._stale is None or not self._stale(connection):
                 self.ended[_REUSED] += 1
                 return connection
@@ -123,18 +121,18 @@ class ConnectionPool(Generic[C]):
 
     def checkin(self, backend: BackendState, connection: C, now_ns: int) -> bool:
         """A whole exchange is over: keep the connection for the next. False: it was closed instead."""
-        most = self.config.max_idle
+        order, most = self._order, self.config.max_idle
         if backend.draining or most < 1:
             self._end(backend, connection, IdleEnd.OVERFLOW if most < 1 else IdleEnd.DRAINED)
             return False
+        if connection in order:
+            raise ValueError("this connection is idle already")
         idle = self._idle.get(backend)
         if idle is None:
-            idle = self._idle[backend] = OrderedDict()
-        elif connection in idle:
-            raise ValueError("this connection is idle already")
-        idle[connection] = now_ns
-        self._count += 1
-        while self._count > most:
+            idle = self._idle[backend] = {}
+        idle[connection] = None
+        order[connection] = (backend, now_ns)
+        while len(order) > most:
             self._end_oldest(IdleEnd.OVERFLOW)
         if not self._timer.deadline_ns:
             self._timers.arm(self._timer, now_ns + self.config.idle_timeout_ns)
@@ -142,16 +140,12 @@ class ConnectionPool(Generic[C]):
 
     def discard(self, connection: C) -> bool:
         """It became readable while idle: give it up. False when it was not idle (any more)."""
-        for backend, idle in self._idle.items():
-            if connection in idle:
-                self._take_and_end(backend, connection, IdleEnd.STALE)
-                return True
-        return False
+        return self._take_and_end(connection, IdleEnd.STALE)
 
     def drop(self, backend: BackendState) -> None:
         """Close what is idle for a backend."""
         for connection in list(self._idle.get(backend, ())):
-            self._take_and_end(backend, connection, IdleEnd.DRAINED)
+            self._take_and_end(connection, IdleEnd.DRAINED)
         self._idle.pop(backend, None)
 
     def sync(self) -> None:
@@ -166,45 +160,37 @@ class ConnectionPool(Generic[C]):
     def reconfigure(self, config: Pool, now_ns: int) -> None:
         """Take over new limits; what is beyond them is closed."""
         self.config = config
-        while self._count > config.max_idle:
+        while len(self._order) > config.max_idle:
             self._end_oldest(IdleEnd.OVERFLOW)
         self._expire(now_ns)
 
     def close_all(self) -> None:
         """The worker is leaving."""
-        while self._count:
+        while self._order:
             self._end_oldest(IdleEnd.SHUTDOWN)
         self._timers.cancel(self._timer)
 
     def _expire(self, now_ns: int) -> None:
         timeout_ns = self.config.idle_timeout_ns
-        next_ns = 0
-        for backend, idle in self._idle.items():
-            while idle:
-                connection, since_ns = next(iter(idle.items()))
-                end_ns = since_ns + timeout_ns
-                if end_ns > now_ns:
-                    next_ns = min(next_ns or end_ns, end_ns)
-                    break
-                self._take_and_end(backend, connection, IdleEnd.EXPIRED)
-        if next_ns:
-            self._timers.arm(self._timer, next_ns)
-        else:
-            self._timers.cancel(self._timer)
-
-    def _oldest(self) -> tuple[BackendState, C, int]:
-        """Of all backends, the connection that is idle longest, and since when; there is one."""
-        firsts = ((backend, *next(iter(idle.items()))) for backend, idle in self._idle.items() if idle)
-        return min(firsts, key=_since)
+        while self._order:
+            _, since_ns = next(iter(self._order.values()))
+            if since_ns + timeout_ns > now_ns:
+                self._timers.arm(self._timer, since_ns + timeout_ns)
+                return
+            self._end_oldest(IdleEnd.EXPIRED)
+        self._timers.cancel(self._timer)
 
     def _end_oldest(self, reason: IdleEnd) -> None:
-        backend, connection, _ = self._oldest()
-        self._take_and_end(backend, connection, reason)
+        self._take_and_end(next(iter(self._order)), reason)
 
-    def _take_and_end(self, backend: BackendState, connection: C, reason: IdleEnd) -> None:
+    def _take_and_end(self, connection: C, reason: IdleEnd) -> bool:
+        entry = self._order.pop(connection, None)
+        if entry is None:
+            return False
+        backend, _ = entry
         del self._idle[backend][connection]
-        self._count -= 1
         self._end(backend, connection, reason)
+        return True
 
     def _end(self, backend: BackendState, connection: C, reason: IdleEnd) -> None:
         self.ended[reason] += 1

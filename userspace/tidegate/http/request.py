@@ -10,7 +10,7 @@ parser.next()                            # then receive_head(b"") for a pipeline
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from tidegate.http import blame
 from tidegate.http.chunked import ChunkDecoder
@@ -75,7 +75,7 @@ class Request:
         self.keep_alive = False  # the client would go on after this one
         self.expect = False  # waits for 100 before the body
         self.upgrade = b""
-        self.route: object = None
+        self.route: Any = None
         self.prefix: bytes | None = None
         self.prefix_peer: object = None
         self.prefix_route: object = None

@@ -47,6 +47,7 @@ _STATUS_LINE_START: Final = re.compile(
     + rb"*+)?\r?)?)?)?)?)?)?)?)?)?)?)?"
 )
 _STATUS_AT: Final = len(b"HTTP/1.1 ")
+_BODILESS: Final = frozenset({204, 304, *range(100, 200)})
 _KNOWN_OPTIONS: Final = frozenset(
     b"close keep-alive upgrade te connection content-length transfer-encoding proxy-connection date".split()
 )
@@ -189,12 +190,13 @@ class ResponseParser(MessageReader):
         "_head_only",
         "_http10",
         "_interim",
-        "_last",
         "_last_head",
+        "_last_size",
         "_memo",
         "_scanned",
         "_upgrade",
         "framing",
+        "last",
         "reusable",
     )
 
@@ -203,7 +205,8 @@ class ResponseParser(MessageReader):
         self.state = IDLE
         self._memo = memo
         self._last_head = b""
-        self._last: Response | None = None
+        self._last_size = 0  # of a message with that head whose end its Content-Length tells; 0: does not
+        self.last: Response | None = None  # the reading of that head
         self._scanned = 0
         self._interim = 0
         self._head_only = False
@@ -223,6 +226,24 @@ class ResponseParser(MessageReader):
         self._interim = 0
         self.reusable = False
 
+    def same_again(self, data: bytes) -> int:
+        """Where the body begins if `data` is a whole response with the very head of the one before; else 0.
+
+        Then it is received, body and all, and `last` is its head's reading. Otherwise nothing has happened:
+        `receive_head` is to have it. Most responses come in one piece, and those to one backend's health
+        checks, or to requests for one thing, differ in their bodies at most.
+        """
+        if len(data) != self._last_size or self.state != HEAD or self.rest or self._head_only:
+            return 0
+        head = self._last_head
+        response = self.last
+        if response is None or not data.startswith(head):
+            return 0
+        self.framing = LENGTH
+        self.reusable = response.keep_alive
+        self.state = COMPLETE
+        return len(head)
+
     def receive_head(self, data: bytes) -> Response | None:
         """The next response, interim ones included, or None while its head is not whole.
 
@@ -241,7 +262,7 @@ class ResponseParser(MessageReader):
         self._scanned = 0
         end += 4
         head = data[:end]
-        response = self._last
+        response = self.last
         if response is None or head != self._last_head:
             if end > MAX_RESPONSE_HEAD:
                 error = ResponseError(Fault.HEAD_TOO_LARGE, "response head too large")
@@ -250,8 +271,10 @@ class ResponseParser(MessageReader):
                 response = self._memo.read(head)
             except ResponseError as error:
                 raise self._fail(error) from None
-            self._last = response
+            self.last = response
             self._last_head = head
+            framed = response.content_length >= 0 and response.status not in _BODILESS
+            self._last_size = end + response.content_length if framed else 0
         self.rest = data[end:]
         if response.status < 200:
             self._interim_or_upgrade(response)

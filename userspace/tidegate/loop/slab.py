@@ -30,7 +30,7 @@ class Slab(Generic[T]):
     would have to be kept across all of them to be mistaken for a live one.
     """
 
-    __slots__ = ("_free", "_live", "_objects", "_tokens", "capacity")
+    __slots__ = ("_free", "_objects", "_tokens", "capacity")
 
     def __init__(self, capacity: int) -> None:
         if not 0 < capacity <= INDEX_MASK:
@@ -39,7 +39,6 @@ class Slab(Generic[T]):
         self._objects: list[T | None] = []
         self._tokens: list[int] = []  # of the object in place i; of the next one where the place is free
         self._free: list[int] = []
-        self._live = 0
 
     def insert(self, obj: T) -> int:
         """Place `obj` and return its token. Raises SlabFull."""
@@ -52,7 +51,6 @@ class Slab(Generic[T]):
                 raise SlabFull(f"all {self.capacity} places are taken")
             self._objects.append(obj)
             self._tokens.append(GENERATION_STEP | index)
-        self._live += 1
         return self._tokens[index]
 
     def get(self, token: int) -> T | None:
@@ -65,24 +63,24 @@ class Slab(Generic[T]):
     def remove(self, token: int) -> T | None:
         """Take the object out and return it; None when this token leads nowhere any more."""
         index = token & INDEX_MASK
-        if index >= len(self._tokens) or self._tokens[index] != token:
+        tokens, objects = self._tokens, self._objects
+        if index >= len(tokens) or tokens[index] != token:
             return None
-        obj = self._objects[index]
+        obj = objects[index]
         if obj is None:
             return None
-        self._objects[index] = None
-        following = token + GENERATION_STEP
-        self._tokens[index] = following if following < TOKEN_LIMIT else GENERATION_STEP | index
+        objects[index] = None
+        token += GENERATION_STEP
+        tokens[index] = token if token < TOKEN_LIMIT else GENERATION_STEP | index
         self._free.append(index)
-        self._live -= 1
         return obj
 
     @property
     def full(self) -> bool:
-        return self._live >= self.capacity
+        return not self._free and len(self._objects) >= self.capacity
 
     def __len__(self) -> int:
-        return self._live
+        return len(self._objects) - len(self._free)
 
     def __bool__(self) -> bool:
         """True even when empty: a slab is not a value."""

@@ -23,18 +23,16 @@ def bucket_of(value: int) -> int:
 
 def observe(words: memoryview, index: int, value: int) -> None:
     """Add one value, ns, to the histogram at `index`. A negative one (clocks misread) counts as 0."""
-    if value < 0:
-        value = 0
     words[index] += 1
-    words[index + 1] += value
-    if value > words[index + 2]:
-        words[index + 2] = value
-    bucket = value.bit_length() - 1
-    if bucket < 0:
-        bucket = 0
-    elif bucket > _LAST:
-        bucket = _LAST
-    words[index + FIRST_BUCKET + bucket] += 1
+    if value > 0:
+        words[index + 1] += value
+        if value > words[index + 2]:
+            words[index + 2] = value
+        bucket = value.bit_length()
+        index += bucket if bucket <= BUCKETS else BUCKETS
+    else:
+        index += 1
+    words[index + 2] += 1  # FIRST_BUCKET, less the one that bit_length() is ahead
 
 
 def percentile(buckets: Sequence[int], q: float, max_ns: int | None = None) -> int | None:

@@ -90,7 +90,8 @@ class BackSide(FrontSide):
             except RequestError as error:
                 self._refuse(error)
                 return
-        if self._cluster.state.config.send_proxy is not ProxyProtocol.OFF:
+        cluster = self._cluster
+        if cluster.sends_proxy:
             first = self._proxy_header() + first
         self._first = first
         self._first_whole = parser.state == COMPLETE
@@ -98,7 +99,6 @@ class BackSide(FrontSide):
         if self._unusual:
             self._unusual = self._fresh = self._upstream_broken = False
             self._plan = None
-        cluster = self._cluster
         if cluster.plain:
             backend = cluster.state.pick((), None, now)
             if backend is not None:

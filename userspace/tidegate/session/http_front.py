@@ -130,13 +130,14 @@ class FrontSide(HttpState):
             self._end(EndReason.CLIENT_GONE if gone else EndReason.DONE)
             return
         ctx = self.ctx
+        size = len(data)
         self._front_ns = ctx.reactor.now
-        ctx.words[BYTES_IN] += len(data)
+        ctx.words[BYTES_IN] += size
         if self.lane is not None:
-            self.lane.body.skip(len(data))
+            self.lane.body.skip(size)
         if self.http is not ctx.http:
             self._adopt_configuration()
-        self._bytes_in += len(data)
+        self._bytes_in += size
         self._heads(data)
 
     def _heads(self, data: bytes) -> None:
@@ -221,10 +222,9 @@ class FrontSide(HttpState):
         self._status = 0
         self._retries = 0
         self._served_by = None
-        action = request.route
+        action: Action | None = request.route
         if action is None:
             action = request.route = site.routes.find(request)
-        assert isinstance(action, Action)
         if http.log is not None:
             self._begin_record()
         if (site.rate is not None or self._over) and self._limited(now):
@@ -324,8 +324,9 @@ class FrontSide(HttpState):
     def _to_front(self, data: bytes) -> None:
         """Send it, or keep what the client does not take yet and stop reading the backend."""
         ctx = self.ctx
-        self._bytes_out += len(data)
-        ctx.words[BYTES_OUT] += len(data)
+        size = len(data)
+        self._bytes_out += size
+        ctx.words[BYTES_OUT] += size
         if self._out:
             self._out += data
             return
@@ -337,7 +338,7 @@ class FrontSide(HttpState):
             self._end(EndReason.CLIENT_RESET)
             return
         self._front_ns = ctx.reactor.now
-        if sent < len(data):
+        if sent < size:
             self._out = data[sent:]
             watched = self._front_watch
             self._watch((WATCHED if watched == -1 else watched) | EPOLLOUT)

@@ -6,7 +6,6 @@ import logging
 from typing import Final
 
 from tidegate import logs
-from tidegate.http.answering import must_close
 from tidegate.http.cookies import set_cookie
 from tidegate.http.errors import ResponseError
 from tidegate.http.reader import BODY as BODY_STATE
@@ -20,6 +19,7 @@ from tidegate.session.http_splice import SPLICE_LEAST, BodySplice
 from tidegate.session.http_state import CLOSED, CONNECTING, EXCHANGE
 
 BACK_RECV: Final = 64 * 1024
+_DONE: Final = EndReason.DONE
 
 _failed = logs.RateLimited(logging.getLogger("tidegate.session"), per_second=10)
 
@@ -95,9 +95,10 @@ class ResponseSide(BackSide):
         """What the bytes so far make for the client: interim heads, the head, what came of the body."""
         request = self._request
         form = self.http.site.response_form
-        response = parser.receive_head(data)
         out = b""
-        while response is not None and response.interim:
+        body_at = parser.same_again(data)
+        response = parser.last if body_at else parser.receive_head(data)
+        while response is not None and response.status < 200 and response.status != 101:  # interim
             out += form.head(response, parser, request, False)
             response = parser.receive_head(b"")
         if response is None:
@@ -107,7 +108,8 @@ class ResponseSide(BackSide):
         if backend.failures or backend.probation:
             self._cluster.state.succeeded(backend, self._back_ns)
         closing = (
-            must_close(request, parser)
+            not request.keep_alive
+            or parser.framing == CLOSE
             or self._parser.state != COMPLETE  # it answers early: what of the request is still to come
             or self._back_out != b""  # cannot be told from a next one by who takes it for wanted
             or self.ctx.draining
@@ -118,7 +120,9 @@ class ResponseSide(BackSide):
             secure = self.http.site.scheme == b"https"
             extra = set_cookie(cluster.cookie, cluster.sticky.value(backend), secure)
         head = form.head(response, parser, request, closing, self._action.response_edits, extra)
-        if parser.state == BODY_STATE:
+        if body_at:
+            head += data[body_at:]
+        elif parser.state == BODY_STATE:
             head += parser.receive_body(b"")
         self._closing = closing
         self._must_linger = self._parser.state != COMPLETE
@@ -130,15 +134,23 @@ class ResponseSide(BackSide):
 
     def _response_done(self, conn: BackConnection) -> None:
         """The response is whole, and the client's, or in `_out`."""
-        backend, cluster = self._backend, self._cluster
+        backend, cluster, parser = self._backend, self._cluster, conn.parser
         assert backend is not None
         now = self._back_ns
         self._conn = self._backend = None
-        if conn.parser.free and self._parser.state == COMPLETE and not self._back_out and cluster.pooled:
+        if (
+            parser.state == COMPLETE
+            and parser.reusable
+            and not parser.rest
+            and self._parser.state == COMPLETE
+            and not self._back_out
+            and cluster.pooled
+        ):
             conn.user = None
             if conn.lane is not None:
                 conn.lane.body.leave()
-            conn.watch(EPOLLIN)
+            if conn.interest != EPOLLIN:
+                conn.watch(EPOLLIN)
             cluster.pool.checkin(backend, conn, now)
         else:
             cluster.pool.closed(backend)
@@ -147,7 +159,7 @@ class ResponseSide(BackSide):
         if self._entered is not None:
             self._leave_gate(now)
         self._back_out = b""
-        self._response_over(EndReason.DONE)
+        self._response_over(_DONE)
 
     def _response_failed(self, reason: EndReason, status: int = 502) -> None:
         """No (more) response: answer if nothing of one was passed on, else cut."""

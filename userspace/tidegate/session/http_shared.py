@@ -46,8 +46,8 @@ class Queued:
 class HttpCluster:
     """One cluster's connections and places, in one worker; shared by its listeners, kept over reloads."""
 
-    __slots__ = ("_memo", "cookie", "gate", "hashed", "plain", "pool", "pooled", "reactor", "state",
-                 "sticky")  # fmt: skip
+    __slots__ = ("_memo", "cookie", "gate", "hashed", "plain", "pool", "pooled", "reactor",
+                 "sends_proxy", "state", "sticky")  # fmt: skip
 
     def __init__(self, state: ClusterState, reactor: Reactor) -> None:
         self.state = state
@@ -61,6 +61,7 @@ class HttpCluster:
         self.hashed = False
         self.plain = True  # a backend is picked by load alone
         self.pooled = True
+        self.sends_proxy = False
         self._memo = ResponseMemo()
         state.on_change.append(self.pool.sync)
         self._configure()
@@ -83,8 +84,9 @@ class HttpCluster:
     def _configure(self) -> None:
         config = self.state.config
         self.hashed = config.balance is Balance.HASH
+        self.sends_proxy = config.send_proxy is not ProxyProtocol.OFF
         # the header names one client: nobody else's requests may follow it
-        self.pooled = config.send_proxy is ProxyProtocol.OFF and config.pool.max_idle > 0
+        self.pooled = not self.sends_proxy and config.pool.max_idle > 0
         self.cookie = config.sticky_cookie.encode("ascii")
         if self.cookie and self.sticky is None:
             self.sticky = Sticky(self.state)
@@ -118,8 +120,8 @@ class HttpSide:
     Sessions move to the new one between two requests.
     """
 
-    __slots__ = ("_local", "_offset_ns", "_offset_until_ns", "_peers", "clusters", "expect_proxy", "first_tick_ns",
-                 "listener", "log", "site", "tick_ns")  # fmt: skip
+    __slots__ = ("_local", "_offset_ns", "_offset_until_ns", "_peers", "clusters", "expect_proxy",
+                 "first_tick_ns", "listener", "log", "site", "tick_ns")  # fmt: skip
 
     def __init__(
         self,
