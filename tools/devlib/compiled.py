@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HOT = {
     "http": "request fields head headers response answering reader chunked forwarded stamps routes errors "
     "edits cookies paths limits proxyproto",
-    "session": "http_state http_front http_exchange http_response http_back http_shared http",
+    "session": "http_state http_front http_exchange http_response http_bodies http_splice http_back http_shared http "
+    "http_upgrade tcp tcp_guard",
     "loop": "timers reactor slab",
     "cluster": "backend balance policies pool ejection retry inflight sticky",
     "metrics": "histogram",
