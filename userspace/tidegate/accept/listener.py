@@ -56,17 +56,17 @@ SESSION_BATCH: Final = 64
 # With no fd left even to refuse, look again this often.
 PAUSE_NS: Final = 100_000_000
 
-_ACCEPTED = LISTENER.index("accepted_total")
-_ERRORS = LISTENER.index("accept_errors_total", "transient")
-_EXHAUSTED = LISTENER.index("accept_errors_total", "fd_exhausted")
-_AGE = LISTENER.index("queue_age_ns")
-_WAIT = LISTENER.index("accept_queue_wait_ns")
-_QUEUED = LISTENER.index("queued")
-_SESSIONS = LISTENER.index("sessions")
-_SESSIONS_TOTAL = LISTENER.index("sessions_total")
-_STOLEN = LISTENER.index("thefts_total")
-_DROPPED = {reason: LISTENER.index("dropped_total", reason.value) for reason in DropReason}
-_ENDED = {reason: LISTENER.index("ended_total", reason.value) for reason in EndReason}
+_ACCEPTED: Final = LISTENER.index("accepted_total")
+_ERRORS: Final = LISTENER.index("accept_errors_total", "transient")
+_EXHAUSTED: Final = LISTENER.index("accept_errors_total", "fd_exhausted")
+_AGE: Final = LISTENER.index("queue_age_ns")
+_WAIT: Final = LISTENER.index("accept_queue_wait_ns")
+_QUEUED: Final = LISTENER.index("queued")
+_SESSIONS: Final = LISTENER.index("sessions")
+_SESSIONS_TOTAL: Final = LISTENER.index("sessions_total")
+_STOLEN: Final = LISTENER.index("thefts_total")
+_DROPPED: Final = {reason: LISTENER.index("dropped_total", reason.value) for reason in DropReason}
+_ENDED: Final = {reason: LISTENER.index("ended_total", reason.value) for reason in EndReason}
 
 _log = logging.getLogger("tidegate.accept")
 _limited = logs.RateLimited(_log, per_second=1)

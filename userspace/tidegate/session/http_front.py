@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from socket import MSG_MORE, SHUT_WR
 from typing import Final, TypedDict
 
 from tidegate.config.model import FixedAnswer
@@ -298,7 +298,7 @@ class FrontSide(HttpState):
         self.ctx.words[ANSWERS] += 1
         self._status = status
         self._head_sent = True
-        self._to_front(answer)
+        self._to_front(answer, self._closing)
         if self._state != CLOSED:
             self._response_over(reason)
 
@@ -321,8 +321,11 @@ class FrontSide(HttpState):
 
     # writing
 
-    def _to_front(self, data: bytes) -> None:
-        """Send it, or keep what the client does not take yet and stop reading the backend."""
+    def _to_front(self, data: bytes, last: bool = False) -> None:
+        """Send it, or keep what the client does not take yet and stop reading the backend.
+
+        `last`: the connection's end follows. Both go in one segment then: half as much for both hosts to do.
+        """
         ctx = self.ctx
         size = len(data)
         self._bytes_out += size
@@ -331,14 +334,20 @@ class FrontSide(HttpState):
             self._out += data
             return
         try:
-            sent = self.front.send(data)
+            sent = self.front.send(data, MSG_MORE) if last else self.front.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._end(EndReason.CLIENT_RESET)
             return
         self._front_ns = ctx.reactor.now
-        if sent < size:
+        if last and sent == size:
+            # Not by close(): over bytes that nobody read it would throw away what it has not sent yet.
+            try:
+                self.front.shutdown(SHUT_WR)
+            except OSError:
+                return  # it is gone, which is nothing to this response any more
+        elif sent < size:
             self._out = data[sent:]
             watched = self._front_watch
             self._watch((WATCHED if watched == -1 else watched) | EPOLLOUT)
@@ -400,7 +409,7 @@ class FrontSide(HttpState):
             self._end(self._reason)
             return
         try:
-            self.front.shutdown(socket.SHUT_WR)
+            self.front.shutdown(SHUT_WR)
         except OSError:
             self._end(self._reason)
             return

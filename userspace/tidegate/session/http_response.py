@@ -81,7 +81,7 @@ class ResponseSide(BackSide):
             self._response_failed(EndReason.BAD_RESPONSE if data else EndReason.BACKEND_CLOSED)
             return
         if out:
-            self._to_front(out)
+            self._to_front(out, self._closing and parser.state == COMPLETE)
             if self._state == CLOSED:
                 return
         if parser.state == COMPLETE:

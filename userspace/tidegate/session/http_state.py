@@ -48,17 +48,17 @@ WATCHED: Final = EPOLLIN | EPOLLRDHUP
 # What follows an answer that ends the connection is read for this long.
 LINGER_NS: Final = 2_000_000_000
 
-BYTES_IN = LISTENER.index("received_bytes_total")
-BYTES_OUT = LISTENER.index("sent_bytes_total")
-ATTEMPTS = LISTENER.index("connect_attempts_total")
-FAILURES = LISTENER.index("connect_failures_total")
-RETRIES = LISTENER.index("request_retries_total")
-CONNECT_TIME = LISTENER.index("connect_duration_ns")
-DURATION = LISTENER.index("request_duration_ns")
-REUSED = LISTENER.index("reused_connections_total")
-ANSWERS = LISTENER.index("own_answers_total")
-LOG_DROPPED = LISTENER.index("log_lines_dropped_total")
-UPGRADES = LISTENER.index("upgrades_total")
+BYTES_IN: Final = LISTENER.index("received_bytes_total")
+BYTES_OUT: Final = LISTENER.index("sent_bytes_total")
+ATTEMPTS: Final = LISTENER.index("connect_attempts_total")
+FAILURES: Final = LISTENER.index("connect_failures_total")
+RETRIES: Final = LISTENER.index("request_retries_total")
+CONNECT_TIME: Final = LISTENER.index("connect_duration_ns")
+DURATION: Final = LISTENER.index("request_duration_ns")
+REUSED: Final = LISTENER.index("reused_connections_total")
+ANSWERS: Final = LISTENER.index("own_answers_total")
+LOG_DROPPED: Final = LISTENER.index("log_lines_dropped_total")
+UPGRADES: Final = LISTENER.index("upgrades_total")
 REQUESTS: Final = [LISTENER.index("requests_total", name) for name in StatusClass]  # by status // 100
 NOT_WELL: Final = {reason: LISTENER.index("request_failures_total", reason.value) for reason in EndReason}
 

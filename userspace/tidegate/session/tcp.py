@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tidegate import logs
 from tidegate.cluster.retry import RetryPlan
@@ -38,12 +38,12 @@ DRAIN_TICK_NS = 5_000_000
 DRAIN_LIMIT_NS = 900_000_000
 NEVER = 1 << 62  # bytes: no session moves so many
 
-_BYTES_IN = LISTENER.index("received_bytes_total")
-_BYTES_OUT = LISTENER.index("sent_bytes_total")
-_ATTEMPTS = LISTENER.index("connect_attempts_total")
-_FAILURES = LISTENER.index("connect_failures_total")
-_RETRIES = LISTENER.index("connect_retries_total")
-_CONNECT_TIME = LISTENER.index("connect_duration_ns")
+_BYTES_IN: Final = LISTENER.index("received_bytes_total")
+_BYTES_OUT: Final = LISTENER.index("sent_bytes_total")
+_ATTEMPTS: Final = LISTENER.index("connect_attempts_total")
+_FAILURES: Final = LISTENER.index("connect_failures_total")
+_RETRIES: Final = LISTENER.index("connect_retries_total")
+_CONNECT_TIME: Final = LISTENER.index("connect_duration_ns")
 
 _CLIENTS_CHOICE = frozenset({EndReason.CLIENT_GONE, EndReason.CLIENT_RESET, EndReason.FRONT_TIMEOUT})
 
