@@ -21,7 +21,9 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 def python_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment in which this checkout's packages and the harness import."""
     env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("userspace", "tools", "tests"))
+    # TIDEGATE_USERSPACE: another build of the package, such as tools/devlib/compiled.py makes
+    userspace = os.environ.get("TIDEGATE_USERSPACE", str(ROOT / "userspace"))
+    env["PYTHONPATH"] = os.pathsep.join((userspace, str(ROOT / "tools"), str(ROOT / "tests")))
     env["PYTHONUNBUFFERED"] = "1"
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     env.update(extra or {})

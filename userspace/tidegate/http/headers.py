@@ -46,7 +46,7 @@ class Rewrite:
 class RequestForm:
     """Writes request heads for one listener."""
 
-    __slots__ = ("_ends", "_ids", "_milliseconds", "_via10", "_via11")
+    __slots__ = ("_ends", "_ids", "_milliseconds", "_start", "_start_us", "_via10", "_via11")
 
     def __init__(self, *, via: str, request_start: str, queue_age: bool, ids: RequestIds) -> None:
         """`via`: our pseudonym, "" for none; `request_start`: "us", "ms" or "off"."""
@@ -55,6 +55,8 @@ class RequestForm:
         self._milliseconds = request_start == "ms"
         self._ends = _ID | (_START if request_start != "off" else 0) | (_AGE if queue_age else 0)
         self._ids = ids
+        self._start_us = -1
+        self._start = b""  # how a head ends that began then: those of one turn of the loop all did
 
     def head(
         self, request: Request, peer: Peer, rewrite: Rewrite | None, start_us: int, age_us: int = 0
@@ -74,7 +76,10 @@ class RequestForm:
         if self._milliseconds:
             start_us //= 1000
         if ends == _ID | _START:
-            return b"%b\r\nX-Request-Id: %b\r\nX-Request-Start: t=%d\r\n\r\n" % (prefix, request.id, start_us)
+            if start_us != self._start_us:
+                self._start_us = start_us
+                self._start = b"\r\nX-Request-Start: t=%d\r\n\r\n" % start_us
+            return b"".join((prefix, b"\r\nX-Request-Id: ", request.id, self._start))
         parts = [prefix]
         if ends & _ID:
             parts.append(b"\r\nX-Request-Id: " + request.id)

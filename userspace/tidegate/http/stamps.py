@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from email.utils import formatdate
+from typing import Final
+
+_HEX: Final = [b"%02x" % number for number in range(256)]
 
 
 class RequestIds:
@@ -14,15 +17,19 @@ class RequestIds:
     fork(): two workers with one prefix would make the same ids.
     """
 
-    __slots__ = ("_count", "_prefix")
+    __slots__ = ("_count", "_prefix", "_stem")
 
     def __init__(self, prefix: bytes | None = None) -> None:
         self._prefix = prefix if prefix is not None else os.urandom(8).hex().encode()
         self._count = 0
+        self._stem = b"%b%014x" % (self._prefix, 0)
 
     def make(self) -> bytes:
-        self._count += 1
-        return b"%b%016x" % (self._prefix, self._count)
+        count = self._count = self._count + 1
+        low = count & 0xFF
+        if not low:  # formatting a number takes ten times what putting two pieces together does
+            self._stem = b"%b%014x" % (self._prefix, count >> 8)
+        return self._stem + _HEX[low]
 
 
 class DateField:
