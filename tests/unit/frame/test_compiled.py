@@ -30,7 +30,7 @@ HOT = hot_modules()
 
 
 def classes() -> list[tuple[str, type]]:
-    """Every class of the package, with its module; those of modules that need BCC or root are none of ours."""
+    """Every class of the sessions, with its module: only these inherit over module borders."""
     found = []
     for path in sorted((USERSPACE / "tidegate" / "session").glob("*.py")):
         module = importlib.import_module(f"tidegate.session.{path.stem}")
@@ -45,7 +45,7 @@ def test_what_is_compiled_exists(module: str) -> None:
 
 
 def test_a_class_and_what_it_inherits_from_are_compiled_together() -> None:
-    """An interpreted class between two compiled ones has methods of the one called on what is no such thing."""
+    """An interpreted class between compiled ones: their methods refuse its objects."""
     apart = [
         f"{module}.{one.__name__} and {base.__module__}.{base.__name__}"
         for module, one in classes()

@@ -11,10 +11,9 @@ import logging
 import os
 import socket
 import time
-from _socket import socket as plain_socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from tidegate import logs
 from tidegate.accept.admission import Admission, Deadline
@@ -28,6 +27,7 @@ from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, DropReason, EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import Context, Session, has_unread_bytes, reset
+from tidegate.session.plain_sockets import accepted
 
 # accept(2): the connection died or a signal came; the next one may be fine
 TRANSIENT: Final = frozenset(
@@ -235,14 +235,14 @@ class Acceptor:
         """`told_again`: epoll will, should more be there than the kernel's count says."""
         ctx = self.ctx
         words = ctx.words
-        # Not accept(): it makes an object of a class in Python, and asks the listener for its kind anew.
+        # Not accept(): see session/plain_sockets.py; it also asks the listener for its kind anew.
         accept: Callable[[], tuple[int, Any]] = sock._accept  # type: ignore[attr-defined]
         family, kind, proto = self._kind
         taken = 0
         for taken in range(limit):
             try:
                 fd, peer = accept()
-                conn = cast(socket.socket, plain_socket(family, kind, proto, fd))
+                conn = accepted(fd, family, kind, proto)
             except BlockingIOError:
                 break
             except OSError as error:

@@ -20,6 +20,10 @@ SOON = 32  # ticks
 _by_deadline = attrgetter("deadline_ns")
 
 
+def nothing(_now_ns: int) -> None:
+    """Where the timer of something that has ended leads."""
+
+
 class Timer:
     """One deadline and what to call when it has passed.
 
@@ -27,8 +31,8 @@ class Timer:
     0 cancels it: no call is needed, and none is made by the wheel. Earlier times, and timers that are not
     armed, go through `TimerWheel.arm`.
 
-    `callback(now_ns)` may be replaced at any time; a session that ends puts something harmless there to break
-    the reference cycle with its own bound method.
+    `callback(now_ns)` may be replaced at any time; a session that ends puts `nothing` there: with its own
+    bound method the two would keep each other alive until a collection.
     """
 
     __slots__ = ("_index", "callback", "deadline_ns")

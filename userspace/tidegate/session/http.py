@@ -21,6 +21,7 @@ from tidegate.http.proxyproto import ProxyError, ProxyReader
 from tidegate.http.ratelimit import retry_after_s
 from tidegate.http.reader import BODY, FAILED
 from tidegate.http.request import RequestParser, RequestRules
+from tidegate.loop.timers import nothing
 from tidegate.metrics.names import EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import reset, show_token
@@ -405,7 +406,7 @@ class HttpSession(SplicedBodies):
         """Of all but the socket."""
         ctx = self.ctx
         ctx.reactor.timers.abandon(self._timer)
-        self._timer.callback = _nothing  # or the two would keep each other alive until a collection
+        self._timer.callback = nothing
         self._conn = self._backend = None
         if self.lane is not None:
             self.lane.close()
@@ -418,7 +419,3 @@ class HttpSession(SplicedBodies):
         self._parser = _NO_PARSER
         self._request = _NO_PARSER.request
         ctx.slab.remove(self.token)
-
-
-def _nothing(_now: int) -> None:
-    """Where the timer of an ended session leads."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tidegate.http.response import ResponseMemo, ResponseParser
 from tidegate.loop.reactor import EPOLLIN, EPOLLOUT, Reactor
+from tidegate.session.plain_sockets import stream
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
@@ -46,8 +47,7 @@ class BackConnection:
         loop. Otherwise nothing was sent, and EPOLLOUT tells when to. Raises OSError when no socket is to be
         had: our fault, not the backend's.
         """
-        sock = socket.socket(backend.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self.sock = sock
+        sock = self.sock = stream(backend.family)
         self.fd = sock.fileno()
         if backend.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

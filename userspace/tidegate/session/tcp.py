@@ -16,10 +16,11 @@ from tidegate import logs
 from tidegate.cluster.retry import RetryPlan
 from tidegate.config.model import Balance
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from tidegate.loop.timers import Timer
+from tidegate.loop.timers import Timer, nothing
 from tidegate.metrics.names import LISTENER, EndReason
 from tidegate.metrics.segment import observe
 from tidegate.session.context import Context, has_unread_bytes, reset, show_token, unsent_bytes
+from tidegate.session.plain_sockets import stream
 from tidegate.session.spliced import Spliced, hand_over
 
 if TYPE_CHECKING:
@@ -208,9 +209,7 @@ class TcpSession:
         self._cluster.connect_started(backend)
         self._connect_started_ns = now
         try:
-            back = socket.socket(
-                backend.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-            )
+            back = stream(backend.family)
         except OSError:  # EMFILE, ENFILE, ENOBUFS: ours, not the backend's
             self._end(EndReason.FD_EXHAUSTED, reset_front=True)
             return
@@ -565,7 +564,8 @@ class TcpSession:
         if state == CLOSED:
             return
         ctx = self.ctx
-        ctx.reactor.timers.cancel(self._timer)
+        ctx.reactor.timers.abandon(self._timer)
+        self._timer.callback = nothing
         if self.splice is not None:
             self.splice.close()
             self.splice = None
