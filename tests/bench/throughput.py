@@ -30,8 +30,8 @@ COLUMNS = [
 ]
 
 Maker = Callable[[str], AbstractContextManager[Any]]
-# streams, direction, pace: flat out, where what a saturated machine does decides; and no faster than a network
-# is, where the rates are equal and the CPU time tells
+# streams, direction, pace: flat out, where what a saturated machine does decides; and no faster than a
+# network is, where the rates are equal and the CPU time tells
 LOADS = [
     (1, "down", 0),
     (1, "up", 0),
