@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -356,3 +357,29 @@ def test_sessions_and_descriptors_come_back(shared: Site) -> None:
             client.get("/", "Connection: close")
             assert client.ended
     wait_until(lambda: one.gate.listener()["sessions"] == 0, 5, "sessions to end")
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.1])
+def test_what_a_client_sends_behind_its_last_request_costs_it_no_answer(shared: Site, wait_s: float) -> None:
+    """Closing over bytes that nobody read is a reset: what was sent before must be on its way by then."""
+    asked, sent = threading.Event(), threading.Event()
+
+    def script(wire: Wire) -> None:
+        read_request(wire)
+        asked.set()
+        assert sent.wait(10)
+        time.sleep(wait_s)  # so long that the client is watched meanwhile, or not
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast")
+
+    one = scripted(shared, script)
+    for behind in (b"\r\n", b"GET /never HTTP/1.1\r\nHost: a.example\r\n\r\n", b"x" * 5000):
+        asked.clear()
+        sent.clear()
+        with one.client() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+            assert asked.wait(10)
+            client.send(behind)
+            sent.set()
+            answer = client.response()
+            assert (answer.status, answer.body) == (200, b"last")
+

@@ -9,7 +9,8 @@ import pytest
 
 from tidegate import config
 from tidegate.accept.listener import Acceptor, SpareFd
-from tidegate.kernel.queue_age import read_tcp_info
+from tidegate.kernel.queue_age import QueueAge, read_tcp_info
+from tidegate.kernel.records import NO_SLOT
 from tidegate.loop.reactor import Reactor
 from tidegate.loop.slab import Slab
 from tidegate.metrics.names import LISTENER, DropReason, EndReason
@@ -123,6 +124,52 @@ def test_a_renamed_listener_takes_the_counts_of_what_is_under_way_along() -> Non
         assert words[LISTENER.index("ended_total", EndReason.DONE.value)] == ended
         assert words[LISTENER.index("sessions")] == active
         assert words[LISTENER.index("queued")] == 0
+    for sock in [*clients, listening, *(session.sock for session in Session.made)]:
+        sock.close()
+    reactor.close()
+
+
+def test_the_kernels_count_of_the_waiting_saves_a_call_and_loses_nobody() -> None:
+    """One whose count is too low is taken in the next turn, and by who asks without epoll at once."""
+    reactor = Reactor()
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    buffer = bytearray(BUFFER_SIZE)
+    words = memoryview(bytearray(LISTENER.words * 8)).cast("Q")
+    ctx = Context(
+        reactor=reactor,
+        slab=Slab(8),
+        buffer=buffer,
+        view=memoryview(buffer),
+        listener=config.parse(CONFIG).listeners[0],
+        cluster=None,
+        words=words,
+        on_end=lambda session, reason: None,
+    )
+    slot = 7
+    asked: list[int] = []
+
+    def waiting(of: int) -> int:
+        asked.append(of)
+        return 0
+
+    def read_age(sock: socket.socket) -> QueueAge:
+        return read_tcp_info(sock)._replace(slot=slot)
+
+    acceptor = Acceptor(ctx, listening, read_age, Session, 8, SpareFd(), lambda active: None, waiting=waiting)  # type: ignore[arg-type]
+    ctx.on_end = acceptor.session_ended
+    acceptor.start()
+    Session.made, Session.fault = [], ""
+    clients = [socket.create_connection(listening.getsockname()) for _ in range(4)]
+    for turn in (1, 2):
+        reactor.run_once(0)
+        assert words[LISTENER.index("accepted_total")] == turn and asked == [7] * turn
+    assert acceptor.accept_waiting() == 2
+    assert ctx.active == 4
+    slot = NO_SLOT  # an age from TCP_INFO: nobody counts
+    clients += [socket.create_connection(listening.getsockname()) for _ in range(2)]
+    reactor.run_once(0)
+    assert ctx.active == 6 and asked == [7, 7]
     for sock in [*clients, listening, *(session.sock for session in Session.made)]:
         sock.close()
     reactor.close()

@@ -273,3 +273,17 @@ def test_request_ids_are_unique_and_well_formed() -> None:
     made = [ids.make() for _ in range(100)] + [others.make() for _ in range(100)]
     assert len(set(made)) == 200
     assert all(len(one) == 32 and one.isalnum() for one in made)
+
+
+def test_another_client_with_the_same_request_is_told_of_as_itself() -> None:
+    """A parser that serves one connection after the other keeps what was written for the one before."""
+    asked, writer = request(), form()
+    for address in ("192.0.2.7", "192.0.2.8", "192.0.2.7"):
+        head = writer.head(asked, peer(address), None, START_US)
+        assert values(head, b"x-forwarded-for") == [address.encode()]
+
+
+def test_request_ids_count_on_past_what_is_put_together() -> None:
+    ids = RequestIds(b"feed")
+    made = [ids.make() for _ in range(70_000)]
+    assert made == [b"feed%016x" % number for number in range(1, 70_001)]

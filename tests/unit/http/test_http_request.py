@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tidegate.http import limits
@@ -287,3 +289,34 @@ def test_a_refused_block_is_refused_again() -> None:
     for _ in range(2):
         with pytest.raises(RequestError):
             memo.read(b"\r\nHost: a\r\nHost: b\r\n\r\n")
+
+
+def test_a_parser_goes_on_to_another_connection_only_when_it_is_clean() -> None:
+    rules = RequestRules(b"http")
+
+    def recycled(data: bytes, rules_then: RequestRules = rules) -> bool:
+        parser = RequestParser(rules)
+        with contextlib.suppress(RequestError):
+            parser.receive_head(data)
+        return parser.recycle(rules_then)
+
+    assert recycled(GET)
+    assert not recycled(GET[:-1])  # a part of a head is here
+    assert not recycled(GET + b"G")  # or of the next one
+    assert not recycled(GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n"))  # a body is to come
+    assert not recycled(b"GET /x\r\n\r\n")  # refused
+    assert not recycled(GET.replace(b"\r\n\r\n", b"\r\nCookie: a=b\r\n\r\n"))
+    assert not recycled(GET.replace(b"\r\n\r\n", b"\r\nAuthorization: Basic x\r\n\r\n"))
+    assert not recycled(GET, RequestRules(b"http"))  # of another configuration
+
+
+def test_a_parser_that_was_recycled_reads_as_a_new_one() -> None:
+    rules = RequestRules(b"http")
+    parser = RequestParser(rules)
+    for data in (GET, GET, GET.replace(b"/x", b"/y"), GET.replace(b"1.1", b"1.0"), GET):
+        request = parser.receive_head(data)
+        fresh = RequestParser(RequestRules(b"http")).receive_head(data)
+        assert request is not None and fresh is not None
+        for name in ("method", "target", "path", "host", "http10", "keep_alive", "content_length"):
+            assert getattr(request, name) == getattr(fresh, name)
+        assert parser.recycle(rules) and parser.idle

@@ -346,3 +346,50 @@ def test_one_connection_serves_many_requests() -> None:
         if method == b"GET":
             assert parser.receive_body(b"") == b"ok"
         assert parser.free
+
+
+SAME = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+
+
+@pytest.mark.parametrize(
+    ("before", "data", "method", "taken"),
+    [
+        (SAME, SAME, b"GET", True),
+        (SAME, SAME.replace(b"abc", b"xyz"), b"GET", True),
+        (SAME, SAME[:-1], b"GET", False),  # not whole
+        (SAME, SAME + b"d", b"GET", False),  # more than whole
+        (SAME, SAME.replace(b"200 OK", b"404 OK"), b"GET", False),
+        (SAME, SAME.replace(b": 3", b": 2").replace(b"OK", b"OKK").replace(b"abc", b"ab"), b"GET", False),
+        (SAME, SAME, b"HEAD", False),  # the body is then the next response's, and none is owed
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", SAME, b"GET", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", SAME, b"GET", False),
+    ],
+)
+def test_a_response_like_the_one_before_is_taken_whole(
+    before: bytes, data: bytes, method: bytes, taken: bool
+) -> None:
+    parser = ResponseParser(ResponseMemo())
+    parser.start(request())
+    parser.receive_head(before)
+    if parser.state == BODY:
+        parser.receive_body(b"")
+    parser.start(request(method))
+    at = parser.same_again(data)
+    assert bool(at) is taken
+    if taken:
+        assert (data[at:], parser.state, parser.free) == (data[-3:], COMPLETE, True)
+        assert parser.framing == LENGTH and parser.last is not None and parser.last.status == 200
+        assert parser.same_again(data) == 0  # no request is outstanding
+    else:
+        assert parser.state == HEAD
+
+
+def test_a_response_that_closes_closes_when_it_comes_again() -> None:
+    closing = SAME.replace(b"Content", b"Connection: close\r\nContent")
+    parser = ResponseParser(ResponseMemo())
+    parser.start(request())
+    parser.receive_head(closing)
+    parser.receive_body(b"")
+    parser.start(request())
+    assert parser.same_again(closing)
+    assert not parser.free

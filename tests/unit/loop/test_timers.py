@@ -316,3 +316,24 @@ def test_an_empty_wheel_is_true_and_waits_for_nothing() -> None:
     wheel = TimerWheel(0)
     assert wheel
     assert wheel.next_due(5) is None
+
+
+def test_an_abandoned_timer_never_fires_and_is_forgotten_soon() -> None:
+    wheel = TimerWheel(0, slots=64)
+    recorder = Recorder()
+    near, far, moved = (Timer(recorder) for _ in range(3))
+    wheel.arm(near, 20 * MS)
+    wheel.arm(far, 50 * MS)
+    wheel.arm(moved, 20 * MS)
+    moved.deadline_ns = 10_000 * MS
+    for timer in (near, far, moved):
+        wheel.abandon(timer)
+        wheel.abandon(timer)
+        assert not timer.armed
+    assert len(wheel) == 0 or wheel.next_due(0) is not None
+    wheel.advance(32 * MS)
+    assert recorder.at == []
+    assert wheel.next_due(32 * MS) is None
+    wheel.arm(near, 40 * MS)  # and may be used again
+    wheel.advance(40 * MS)
+    assert recorder.at == [40 * MS]
