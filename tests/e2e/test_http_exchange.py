@@ -382,4 +382,3 @@ def test_what_a_client_sends_behind_its_last_request_costs_it_no_answer(shared: 
             sent.set()
             answer = client.response()
             assert (answer.status, answer.body) == (200, b"last")
-
