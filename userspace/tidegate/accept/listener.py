@@ -72,7 +72,7 @@ _log = logging.getLogger("tidegate.accept")
 _limited = logs.RateLimited(_log, per_second=1)
 
 _LEFT: Final = HALF_CLOSED | GONE
-# What came this short a while ago is not asked again whether it is still there.
+# What came in this turn of the loop, this short a while ago, is not asked again whether it is still there.
 # It is more than a batch of sessions takes to make.
 _JUST_NOW_NS: Final = 5_000_000
 
@@ -361,6 +361,7 @@ class Acceptor:
         self._make_scheduled = False
         ctx, entries = self.ctx, self.queue.entries
         words, slab, monotonic_ns = ctx.words, ctx.slab, time.monotonic_ns
+        turn_ns = ctx.reactor.now
         made = 0
         while entries and ctx.active < self.max_connections and not slab.full:
             if made == SESSION_BATCH:
@@ -374,7 +375,8 @@ class Acceptor:
                 self._drop(sock, DropReason.STALE)
                 continue
             # It waited here for a place: the client may have left meanwhile.
-            if waited_ns > _JUST_NOW_NS and self._client_left(sock, self._read_age(sock)):
+            waited = entry.accepted_ns < turn_ns or waited_ns > _JUST_NOW_NS
+            if waited and self._client_left(sock, self._read_age(sock)):
                 self._drop(sock, DropReason.CLIENT_GONE)
                 continue
             observe(words, _WAIT, waited_ns)
