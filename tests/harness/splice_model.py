@@ -160,6 +160,10 @@ class Port:
         self._world.something()
         self.published = total
 
+    def hold(self) -> None:
+        self._world.something()
+        self.budget = 0
+
     def written(self) -> int:
         self._world.something()
         return len(self.target.out) - self.base
@@ -167,6 +171,9 @@ class Port:
     def received(self) -> int:
         self._world.something()
         return self.source.arrived - self.read_before
+
+    def taken(self) -> int:
+        return self.received() + self.source.fin_in
 
 
 class Ends:

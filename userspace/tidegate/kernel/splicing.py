@@ -173,6 +173,11 @@ class KernelFlow:
         """What `redirected` may reach; what would pass it is passed."""
         self._words[self._at + _BUDGET] = redirected
 
+    def hold(self) -> None:
+        """Nothing is redirected any more once this returns: no verdict is under way that saw another budget."""
+        self.set_budget(0)
+        progress(self.source)  # waits for the socket's lock, under which verdicts run
+
     def written(self) -> int:
         """Bytes that got into the target's TCP, sent and acknowledged or not; -1: ask again."""
         written = _written(self.target)
@@ -180,7 +185,11 @@ class KernelFlow:
 
     def received(self) -> int:
         """Bytes that the source's TCP took in, in order, its FIN not counted. Only after that FIN."""
-        return progress(self.source).received - 1 - self._read_before
+        return self.taken() - 1
+
+    def taken(self) -> int:
+        """Bytes that the source's TCP took in, in order; its FIN counts as one."""
+        return progress(self.source).received - self._read_before
 
     def acknowledged(self) -> Progress:
         """How far the target got."""

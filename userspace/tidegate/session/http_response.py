@@ -134,10 +134,14 @@ class ResponseSide(BackSide):
         assert backend is not None
         now = self._back_ns
         self._conn = self._backend = None
-        if conn.parser.free and self._parser.state == COMPLETE and not self._back_out and cluster.pooled:
+        if (
+            conn.parser.free
+            and self._parser.state == COMPLETE
+            and not self._back_out
+            and cluster.pooled
+            and (conn.lane is None or conn.lane.body.leave())
+        ):
             conn.user = None
-            if conn.lane is not None:
-                conn.lane.body.leave()
             conn.watch(EPOLLIN)
             cluster.pool.checkin(backend, conn, now)
         else:

@@ -59,6 +59,7 @@ class BodySplice:
 
     __slots__ = (
         "_conn",
+        "_deaf",
         "_down",
         "_held",
         "_lane",
@@ -81,6 +82,7 @@ class BodySplice:
         self._conn = conn
         self._lane = lane
         self._down = down
+        self._deaf = False  # the backend is gone, and what it sent not read to the end
         self._wait = Wait.BELL
         self._moved = lane.body.moved
         self._redirected = lane.flow.redirected
@@ -189,6 +191,9 @@ class BodySplice:
     def on_back(self, mask: int) -> None:
         if self._down:
             self._advance()
+            if mask & (EPOLLHUP | EPOLLERR) and self.session.splice is self:
+                self._deaf = True  # told for ever otherwise; the rest is read when the client has room
+                self._conn.park()
         elif mask & (EPOLLIN | EPOLLHUP | EPOLLERR):
             self._answered(mask)
         elif mask & EPOLLOUT:
@@ -237,15 +242,16 @@ class BodySplice:
     def _answered(self, mask: int) -> None:
         """The backend speaks, or leaves, before it has the whole request: go on by copying.
 
-        What was redirected comes first: until it is in the target's TCP, the backend waits to be heard.
+        What was redirected comes first: until it is in the target's TCP, the backend waits to be heard. What
+        we hold does not: a backend that takes no more of the request may have said why.
         """
         body = self._lane.body
         body.stop()
-        if not body.drained and not mask & (EPOLLHUP | EPOLLERR):
+        if not body.settled and not mask & (EPOLLHUP | EPOLLERR):
             self._wait = Wait.TICK
             self._watch(Wait.TICK)
             return
-        rest = bytes(body.pending or b"")
+        rest = body.take()
         self.close()
         self.session.copy_on(rest)
         self.session.on_back(mask)
@@ -255,7 +261,8 @@ class BodySplice:
         target = EPOLLOUT if wait is Wait.TARGET else 0
         if self._down:
             self.session._watch(target)
-            self._conn.watch(source)
+            if not self._deaf:
+                self._conn.watch(source)
         else:
             self.session._watch(source)
             self._conn.watch(target if wait is Wait.TICK else EPOLLIN | target)

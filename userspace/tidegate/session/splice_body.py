@@ -45,16 +45,36 @@ class BodySource(Direction):
                 self.stop()
         return self.joined
 
-    def leave(self) -> None:
-        """Only when nothing can come, and all that came was read: the kernel drops what arrives meanwhile."""
-        if self.joined:
-            self.joined = False
-            self.enter_at = 0
-            self._ends.leave()
+    def leave(self) -> bool:
+        """Only when nothing can come: what waits to be read is lost then, and what arrives meanwhile.
+
+        False: something came all the same, or its FIN. It can only be closed: TCP's counts are not what the
+        next reader of it would expect.
+        """
+        port = self._port
+        if not self.joined:
+            return True
+        if port.passed != self.read:
+            return False
+        self.joined = False
+        self.enter_at = 0
+        self._ends.leave()
+        return port.taken() == port.redirected + self.read
 
     def stop(self) -> None:
         """All that comes is passed from now on, wherever the body stands."""
-        self._port.set_budget(0)
+        self._port.hold()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was redirected is in the target's TCP, so that others may write to it."""
+        return self._drained()
+
+    def take(self) -> bytes:
+        """What was read and is not written yet: it is the caller's to write."""
+        rest, self.pending = bytes(self.pending or b""), None
+        self.consumed = self.read
+        return rest
 
     def step(self) -> Wait:
         """Copies what is passed of the body. SourceError, TargetError, LostError, ShortError."""

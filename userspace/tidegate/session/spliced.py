@@ -120,8 +120,9 @@ class Spliced:
         session = self.session
         reactor = session.ctx.reactor
         assert session.back is not None
-        reactor.redirect(session.front.fileno(), self.on_front)
-        reactor.redirect(session.back.fileno(), self.on_back)
+        for sock, callback in ((session.front, self.on_front), (session.back, self.on_back)):
+            if reactor.watches(sock.fileno()):  # else it will be, when there is something to wait for
+                reactor.redirect(sock.fileno(), callback)
         reactor.timers.arm(self._sync_timer, reactor.now + SYNC_NS)
         self._advance(self._up, self._down)
 
@@ -212,7 +213,7 @@ class Spliced:
 
     def on_passed(self, flow: KernelFlow) -> None:
         side = self._up if flow is self._up.port else self._down
-        if side.wait is Wait.BELL:
+        if side.wait is Wait.BELL and self.session.relaying:
             self._advance(side)
 
     def end(self, reason: EndReason) -> None:
