@@ -148,6 +148,40 @@ def test_what_was_read_before_the_session_was_joined_is_not_moved(splicing: Spli
         assert (up.redirected, up.repeated, up.broken) == (10, 12, False)
 
 
+@pytest.mark.parametrize("when", ["before", "copied", "spliced"])
+def test_an_urgent_byte_is_one_of_the_stream(splicing: Splicing, when: str) -> None:
+    """recv() skips one, and FIONREAD counts no further than to it, unless told otherwise."""
+
+    def urgent() -> None:
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"defghi")
+        wait_until(lambda: tcp_info.progress(front).received == 10, 5, "the bytes")
+
+    with ExitStack() as stack:
+        client, front = Lane._pair(stack, "127.0.0.1")
+        back, server = Lane._pair(stack, "127.0.0.1")
+        front.setblocking(False)
+        back.setblocking(False)
+        client.sendall(b"abc")
+        if when == "before":
+            urgent()
+        flows = splicing.join(front, back, CREDIT)
+        stack.callback(splicing.release, flows)
+        buffer = bytearray(65536)
+        direction = Direction(flows[0], SocketEnds(buffer, memoryview(buffer), splicing, flows[0]))
+        if when == "copied":
+            urgent()
+            direction.step()
+        direction.enter()
+        if when == "spliced":
+            urgent()
+        client.sendall(b" and more")
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: bool(direction.step() & Wait.END), 5, "the end")
+        assert receive(server, 19) == b"abc!defghi and more"
+        assert direction.moved == 19
+
+
 def repeating(client: RawClient) -> bytes:
     """Sends the stream in segments that repeat one another; what it is."""
     data = random.Random(6).randbytes(60_000)
