@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,11 +10,13 @@ import time
 
 import pytest
 from harness.backends import Backend
+from harness.http_wire import HttpClient, ScriptedBackend, Wire
 from harness.kernel_sockets import in_netns
 from harness.line_client import LineClient
 from harness.loss import losing
 from harness.pattern import Pattern, digest
 from harness.proc import Tidegate, tcp_config
+from harness.spliced_http import pattern
 from harness.splicing import MIB, address, spliced, spliced_maps
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
@@ -102,6 +105,32 @@ def test_a_reset_is_passed_on_as_a_reset_within_a_second() -> None:
             assert how_it_ends(client.sock) == "reset"
             assert time.monotonic() - begun < 2
         wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 1, 5, "its end")
+
+
+def test_an_answer_before_a_reset_arrives_whole_though_the_client_goes_on_sending() -> None:
+    """The backend's socket is closed by then, and what the client sends rings for it."""
+    answer = pattern(5, 3 * MIB)
+
+    def script(wire: Wire) -> None:
+        wire.exactly(MIB)
+        wire.send(answer)
+        wire.reset()
+
+    with (
+        ScriptedBackend(script) as backend,
+        Tidegate(tcp_config([backend.address], splice="on", splice_after="0")) as gate,
+        HttpClient(gate.port()) as client,
+    ):
+        client.sock.setblocking(False)
+        until = time.monotonic() + 0.4  # the reset is held back for longer, while the client has not read
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                client.sock.send(bytes(100_000))
+            time.sleep(0.002)
+        client.sock.settimeout(5)
+        assert client.rest() == answer
+        wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 1, 5, "its end")
+        assert gate.listener()["spliced"] == 1
 
 
 def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:

@@ -63,6 +63,19 @@ def test_who_stays_gets_what_others_leave() -> None:
     assert directions[2].limit == MIB // 2
 
 
+def test_a_total_that_is_lowered_holds_at_once_and_after_a_refusal() -> None:
+    budget = Budget(MIB, 8 * MIB)
+    directions = [Direction(MIB, held=MIB) for _ in range(8)]
+    budget.change(MIB, 4 * MIB, directions)  # more is held than that: nobody may add to it
+    assert {one.limit for one in directions} == {MIB // 2}
+    assert budget.admit(directions, 2) == 0
+    assert {one.limit for one in directions} == {MIB // 2}
+    for one in directions:
+        one.held = 0
+    budget.change(MIB, 8 * MIB, directions)
+    assert {one.limit for one in directions} == {MIB}
+
+
 @given(st.integers(0, 1 << 32))
 def test_the_sum_never_passes_the_total(seed: int) -> None:
     """Comings, goings and growing in any order: the kernel lets each hold up to its limit of the moment."""

@@ -30,6 +30,12 @@ class Budget:
         self.total = total
         self._granted = limit
 
+    def change(self, limit: int, total: int, holders: Sequence[Holder]) -> None:
+        """Other limits for those at hand too: less at once, more as `settle`."""
+        self.limit = limit
+        self.total = total
+        self.settle(holders)
+
     def admit(self, holders: Sequence[Holder], newcomers: int) -> int:
         """The share of each when so many more join those at hand, who have it now; 0: they may not join."""
         share, before = self._share(len(holders) + newcomers), self._granted
@@ -45,7 +51,7 @@ class Budget:
     def settle(self, holders: Sequence[Holder]) -> None:
         """Some left, or did not come after all: the others get more, if nobody holds too much for that."""
         share = self._share(len(holders))
-        if self._sum(holders, share) <= self.total:
+        if share < self._granted or self._sum(holders, share) <= self.total:
             self._grant(holders, share)
 
     def _share(self, directions: int) -> int:

@@ -93,8 +93,7 @@ class Splicer:
 
     def set_budget(self, limit: int, total: int) -> None:
         """As splice_limit and splice_total."""
-        self._budget = Budget(limit, total)
-        self._budget.settle(self._holders())
+        self._budget.change(limit, total, self._holders())
 
     def share(self, newcomers: int) -> int:
         """What each direction may hold when so many more begin; 0: they may not.
