@@ -20,6 +20,9 @@ class Direction:
     def set_limit(self, limit: int) -> None:
         self.limit = limit
 
+    def in_flight(self) -> int:
+        return self.held
+
 
 def test_each_may_hold_the_limit_while_there_is_enough() -> None:
     budget = Budget(MIB, 8 * MIB)
@@ -43,6 +46,15 @@ def test_nobody_joins_while_others_hold_more_than_would_be_their_share() -> None
     for one in directions:
         one.held = 0
     assert budget.admit(directions, 2) == 8 * MIB // 10
+
+
+def test_who_held_much_and_fell_silent_keeps_nobody_out() -> None:
+    class Silent(Direction):
+        def in_flight(self) -> int:
+            return 0
+
+    budget = Budget(MIB, 8 * MIB)
+    assert budget.admit([Silent(MIB, held=MIB) for _ in range(8)], 2) == 8 * MIB // 10
 
 
 def test_a_share_that_is_too_small_is_none() -> None:

@@ -176,7 +176,7 @@ class KernelFlow:
         self._words[self._at + _BUDGET] = redirected
 
     def hold(self) -> None:
-        """Nothing is redirected any more once this returns: no verdict is under way that saw another budget."""
+        """Once this returns nothing is redirected: no verdict is under way that saw another budget."""
         self.set_budget(0)
         progress(self.source)  # waits for the socket's lock, under which verdicts run
 

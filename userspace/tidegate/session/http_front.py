@@ -30,6 +30,7 @@ from tidegate.session.http_state import (
     HttpState,
 )
 from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
+from tidegate.session.splice import NEVER
 
 # One read for a head: most are far smaller, and what a pipelining client sends beyond it waits in the kernel.
 HEAD_RECV: Final = 16 * 1024
@@ -221,6 +222,7 @@ class FrontSide(HttpState):
         self._status = 0
         self._retries = 0
         self._served_by = None
+        self.splice_below = NEVER
         action = request.route
         if action is None:
             action = request.route = site.routes.find(request)

@@ -18,6 +18,7 @@ from tidegate.session.http_back import BackConnection
 from tidegate.session.http_exchange import BackSide
 from tidegate.session.http_splice import SPLICE_LEAST, BodySplice
 from tidegate.session.http_state import CLOSED, CONNECTING, EXCHANGE
+from tidegate.session.splice import NEVER
 
 BACK_RECV: Final = 64 * 1024
 
@@ -126,6 +127,7 @@ class ResponseSide(BackSide):
         self._status = response.status
         self._first_byte_ns = self._back_ns
         self._head_sent = True
+        self.splice_below = NEVER
         return out + head if out else head
 
     def _response_done(self, conn: BackConnection) -> None:

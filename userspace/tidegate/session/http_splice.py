@@ -15,7 +15,7 @@ from tidegate.kernel.splicing import CannotSplice, KernelFlow
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
-from tidegate.session.splice import LostError, SourceError, TargetError, Wait
+from tidegate.session.splice import LATER, LostError, SourceError, TargetError, Wait
 from tidegate.session.splice_body import BodySource, ShortError
 from tidegate.session.splice_ends import SocketEnds, Taken
 from tidegate.session.spliced import SLOWEST_TICK_NS, SYNC_NS, TICK_NS
@@ -98,7 +98,7 @@ class BodySplice:
         ctx = session.ctx
         splicer = ctx.splicer
         left = conn.parser.left if down else session._parser.left
-        if splicer is None or left < splicer.threshold(ctx):
+        if splicer is None or left < splicer.threshold(ctx) or left > session.splice_below:
             return
         source, target = (conn.sock, session.front) if down else (session.front, conn.sock)
         before = conn.lane if down else session.lane
@@ -117,6 +117,7 @@ class BodySplice:
             lane.flow.aim(target, splicer.kernel.add_target(target), share, lane.body.read)
         except CannotSplice as refusal:
             splicer.stop()
+            session.splice_below = left - LATER
             _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
             return
         splice = cls(session, conn, splicer, lane, down)

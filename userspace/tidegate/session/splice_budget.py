@@ -10,11 +10,15 @@ LEAST: Final = 128 * 1024
 
 
 class Holder(Protocol):
-    """A direction, as far as its credit goes. Bytes."""
+    """A direction, as far as its credit goes. Bytes.
+
+    `held` is what it held when something moved last; `in_flight` is what it holds now, and costs a syscall.
+    """
 
     @property
     def held(self) -> int: ...
     def set_limit(self, limit: int) -> None: ...
+    def in_flight(self) -> int: ...
 
 
 class Budget:
@@ -59,7 +63,8 @@ class Budget:
 
     @staticmethod
     def _sum(holders: Sequence[Holder], share: int) -> int:
-        return sum(max(share, holder.held) for holder in holders)
+        # who fell silent since may have nothing left of it
+        return sum(share if holder.held <= share else max(share, holder.in_flight()) for holder in holders)
 
     def _grant(self, holders: Sequence[Holder], share: int) -> None:
         self._granted = share

@@ -165,16 +165,16 @@ class Spliced:
         )
 
     def stop(self) -> None:
-        """Nothing more is copied; the records stay."""
+        """Nothing more is copied, and no bell heard; the records stay."""
         timers = self.session.ctx.reactor.timers
         timers.cancel(self._tick_timer)
         timers.cancel(self._sync_timer)
+        self.splicer.stop(self.flows)
 
     def close(self) -> None:
         """Once, before the sockets are closed."""
         self.stop()
         self.sync()
-        self.splicer.stop(self.flows)
         self.splicer.release(self.flows)
 
     # events
@@ -213,7 +213,7 @@ class Spliced:
 
     def on_passed(self, flow: KernelFlow) -> None:
         side = self._up if flow is self._up.port else self._down
-        if side.wait is Wait.BELL and self.session.relaying:
+        if side.wait is Wait.BELL:
             self._advance(side)
 
     def end(self, reason: EndReason) -> None:
