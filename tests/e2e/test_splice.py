@@ -133,6 +133,29 @@ def test_an_answer_before_a_reset_arrives_whole_though_the_client_goes_on_sendin
         assert gate.listener()["spliced"] == 1
 
 
+def test_a_backend_that_answers_and_resets_at_once_is_no_error_of_ours() -> None:
+    """Some of these resets fall into the hand-over, when the client's socket is not watched yet."""
+
+    def script(wire: Wire) -> None:
+        wire.more()
+        wire.send(bytes(400_000))
+        wire.reset()
+
+    with (
+        ScriptedBackend(script) as backend,
+        Tidegate(tcp_config([backend.address], splice="on", splice_after="0")) as gate,
+    ):
+        for _ in range(60):
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+                sock.settimeout(5)
+                sock.connect(address(gate))
+                sock.send(b"go")
+                time.sleep(0.01)
+                assert how_it_ends(sock) == "reset"
+        wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 60, 5, "their ends")
+
+
 def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:
     with Backend("echo") as backend:
         config = tcp_config([backend.address], splice="on", splice_after="0")

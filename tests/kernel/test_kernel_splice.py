@@ -459,14 +459,20 @@ def test_a_closing_socket_is_refused_and_nothing_is_left(splicing: Splicing) -> 
 
 
 def test_a_reset_harms_only_its_own_session(splicing: Splicing) -> None:
-    with lane(splicing) as it:
-        splicing.enter(it.up)
-        splicing.enter(it.down)
+    with lane(splicing) as it, lane(splicing) as other:
+        for one in (it, other):
+            splicing.enter(one.up)
+            splicing.enter(one.down)
         it.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         it.server.close()
         wait_until(lambda: tcp_info.progress(it.back).state == tcp_info.TCP_CLOSE, 5, "the reset")
         it.client.sendall(b"to nobody")
         wait_until(lambda: it.up.passed + it.up.redirected == 9, 5, "the verdict")
+        other.client.sendall(b"question")
+        assert receive(other.server, 8) == b"question"
+        other.server.sendall(b"answer")
+        assert receive(other.client, 6) == b"answer"
+        assert (other.up.redirected, other.down.redirected) == (8, 6)
 
 
 @pytest.mark.parametrize("first", ["client", "front"])

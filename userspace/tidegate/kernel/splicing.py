@@ -328,6 +328,8 @@ class Splicing:
         for flow in flows:
             with contextlib.suppress(FileNotFoundError):
                 bpf.map_delete(self._index, _u64(flow.cookie))
+            with contextlib.suppress(OSError):  # closed already
+                progress(flow.source)  # waits for a verdict that found the record, see `hold`
             self._free.append(flow.index)
 
     def cookies(self) -> set[int]:
