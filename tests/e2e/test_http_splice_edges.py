@@ -8,6 +8,7 @@ import time
 
 import pytest
 from harness.http_wire import Wire, read_head, read_request
+from harness.proc import Tidegate
 from harness.processes import cpu_seconds
 from harness.spliced_http import length, pattern, put, quiet, site
 from harness.splicing import MIB
@@ -20,6 +21,16 @@ def send_until_stopped(wire: Wire, data: bytes) -> None:
     """As much of it as goes in; somebody else ends the connection."""
     with contextlib.suppress(OSError):
         wire.send(data)
+
+
+def wait_until_still(gate: Tidegate) -> None:
+    """Until nothing has moved to the client for a while."""
+    still, before = 0, -1
+    while still < 5:
+        now = gate.listener()["bytes_out"]
+        still = still + 1 if now == before else 0
+        before = now
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("interim", [False, True])
@@ -72,12 +83,7 @@ def test_a_backend_that_resets_under_a_slow_reader_costs_no_time() -> None:
         client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
         assert read_head(client).status == 200
         wait_until(lambda: gate.listener()["spliced"] == 1, 5, "the hand-over")
-        still, before = 0, -1
-        while still < 5:  # nothing moves any more
-            now = gate.listener()["bytes_out"]
-            still = still + 1 if now == before else 0
-            before = now
-            time.sleep(0.1)
+        wait_until_still(gate)
         give_up.set()
         time.sleep(0.1)
         (worker,) = gate.worker_pids()
@@ -87,6 +93,27 @@ def test_a_backend_that_resets_under_a_slow_reader_costs_no_time() -> None:
         assert gate.listener()["sessions"] == 1
         client.rest()
         wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 1, 5, "its end to be counted")
+
+
+def test_a_backend_that_waits_for_a_client_learns_at_once_that_it_left() -> None:
+    """What was passed and not read is no unread byte to TCP: a plain close would leave the window closed."""
+    stopped: list[OSError] = []
+
+    def script(wire: Wire) -> None:
+        wire.recording = False
+        read_head(wire)
+        try:
+            wire.send(length(64 * MIB) + pattern(1, 64 * MIB))
+        except OSError as error:
+            stopped.append(error)
+
+    with site(script) as (gate, _), quiet(gate) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        assert read_head(client).status == 200
+        wait_until(lambda: gate.listener()["spliced"] == 1, 5, "the hand-over")
+        wait_until_still(gate)
+        client.reset()
+        wait_until(lambda: len(stopped) == 1, 2, "the backend to be told")
 
 
 def test_what_a_backend_says_behind_a_body_costs_its_connection_not_the_next_response() -> None:

@@ -385,7 +385,7 @@ class HttpSession(SplicedBodies):
             words[NOT_WELL[reason]] += 1
             if self.http.log is not None:
                 self._write_record(reason)
-        if reset_front:
+        if reset_front or (self.lane is not None and self.lane.body.unread):
             reset(self.front)
         ctx.reactor.forget(self.front.fileno())
         ctx.reactor.close_after_batch(self.front)

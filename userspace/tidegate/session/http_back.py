@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tidegate.http.response import ResponseMemo, ResponseParser
 from tidegate.loop.reactor import EPOLLIN, EPOLLOUT, Reactor
+from tidegate.session.context import reset
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
@@ -94,6 +95,8 @@ class BackConnection:
     def close(self) -> None:
         self.user = None
         if self.lane is not None:
+            if self.lane.body.unread:  # or the backend would wait for its window for a minute
+                reset(self.sock)
             self.lane.close()
             self.lane = None
         if self.fd >= 0:

@@ -182,13 +182,13 @@ class FrontSide(HttpState):
         size = len(data)
         ctx.words[BYTES_IN] += size
         self._bytes_in += size
+        if self.lane is not None:
+            self.lane.body.skip(size)
         try:
             payload = self._parser.receive_body(data)
         except RequestError as error:
             self._refuse(error)
             return
-        if self.lane is not None:
-            self.lane.body.skip(size)
         if payload:
             self._to_back(payload)
         conn = self._conn
@@ -202,7 +202,9 @@ class FrontSide(HttpState):
 
     def _read_away(self) -> None:
         try:
-            if self.front.recv_into(self.ctx.buffer):
+            if count := self.front.recv_into(self.ctx.buffer):
+                if self.lane is not None:
+                    self.lane.body.skip(count)
                 return
         except BlockingIOError:
             return

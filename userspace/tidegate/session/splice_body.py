@@ -28,6 +28,11 @@ class BodySource(Direction):
         """Whether it is worth trying: not right after the kernel would not have it."""
         return self.joined or self.read >= self.enter_at
 
+    @property
+    def unread(self) -> bool:
+        """Whether something waits to be read: TCP does not know of it, and would close without a reset."""
+        return self.joined and self._port.passed != self.read
+
     def skip(self, count: int) -> None:
         """So many bytes were read by others."""
         self.read += count
