@@ -177,6 +177,20 @@ def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:
                 assert client.ask("two") == "two"
 
 
+def test_a_client_that_waits_to_send_learns_of_a_killed_worker() -> None:
+    with Backend("never_reads") as backend, spliced(backend) as gate, socket.socket() as client:
+        client.settimeout(1)
+        client.connect(address(gate))
+        with pytest.raises(TimeoutError):
+            client.sendall(bytes(256 * MIB))
+        wait_until(lambda: gate.listener()["bytes_spliced"] > 0, 5, "the kernel's share")
+        client.settimeout(2)
+        (pid,) = gate.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ConnectionResetError):
+            client.sendall(bytes(256 * MIB))
+
+
 def how_it_ends(sock: socket.socket) -> str:
     try:
         while sock.recv(MIB):

@@ -52,6 +52,9 @@ _WINDOW = 512 * 1024
 # With less the window closes, or the target is full, at every other skb: copying is faster then.
 _LEAST_RECEIVE = 512 * 1024
 _LEAST_SEND = 128 * 1024
+# What waits to be read in the map is no unread byte to TCP: a killed worker's sockets would be closed with a
+# FIN and a closed window, and a peer that waits to send learn of it at its next probe.
+_RESET, _NO_RESET = struct.pack("=ii", 1, 0), struct.pack("=ii", 0, 0)
 _LOOKS = 50  # for two equal readings of a socket that receives
 _MAPS = (
     MapNumber.SPLICED,
@@ -253,13 +256,17 @@ class Splicing:
         return len(self._free)
 
     def source(self, sock: socket.socket) -> KernelFlow:
-        """A record for what a socket receives. Moves no byte by that. CannotSplice."""
+        """A record for what a socket receives. Moves no byte by that. CannotSplice.
+
+        Until the record is given back, the end of this process, however it comes, resets the connection.
+        """
         if not self._free:
             raise CannotSplice("no record is free")
         index = self._free.popleft()
         try:
             flow = KernelFlow(self._words, index, sock)
             bpf.map_update(self._index, _u64(flow.cookie), struct.pack("=I", index))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         except (OSError, CannotSplice) as error:
             self._free.append(index)
             raise CannotSplice(str(error)) from error
@@ -324,11 +331,15 @@ class Splicing:
         bpf.map_update(fd, _u64(cookie), struct.pack("=Q", sock.fileno()), bpf.NOEXIST)
 
     def release(self, flows: Iterable[KernelFlow]) -> None:
-        """Gives records back. Their sockets are about to be closed, which takes them out."""
+        """Gives records back. Their sockets are about to be closed, which takes them out.
+
+        Who wants them reset says so after this.
+        """
         for flow in flows:
             with contextlib.suppress(FileNotFoundError):
                 bpf.map_delete(self._index, _u64(flow.cookie))
             with contextlib.suppress(OSError):  # closed already
+                flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
                 progress(flow.source)  # waits for a verdict that found the record, see `hold`
             self._free.append(flow.index)
 

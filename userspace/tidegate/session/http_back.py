@@ -95,10 +95,11 @@ class BackConnection:
     def close(self) -> None:
         self.user = None
         if self.lane is not None:
-            if self.lane.body.unread:  # or the backend would wait for its window for a minute
-                reset(self.sock)
+            unread = self.lane.body.unread
             self.lane.close()
             self.lane = None
+            if unread:  # or the backend would wait for its window for a minute
+                reset(self.sock)
         if self.fd >= 0:
             self._reactor.forget(self.fd)
             self._reactor.close_after_batch(self.sock)
