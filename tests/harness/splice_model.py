@@ -168,12 +168,13 @@ class Port:
         self._world.something()
         return len(self.target.out) - self.base
 
-    def received(self) -> int:
+    def ended(self, moved: int) -> bool:
         self._world.something()
-        return self.source.arrived - self.read_before
+        return self.source.arrived - self.read_before == moved
 
     def taken(self) -> int:
-        return self.received() + self.source.fin_in
+        self._world.something()
+        return self.source.arrived - self.read_before + self.source.fin_in
 
 
 class Ends:

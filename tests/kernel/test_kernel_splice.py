@@ -357,7 +357,8 @@ def test_a_bare_fin_is_dropped_and_harms_neither_direction(splicing: Splicing) -
         it.client.shutdown(socket.SHUT_WR)
         assert receive(it.server, 10) == b"last words"
         wait_until(lambda: at_end(it.front), 5, "the end")
-        assert it.up.received() == it.up.redirected == 10
+        assert it.up.redirected == 10
+        assert it.up.ended(10) and not it.up.ended(9)
         data = random.Random(1).randbytes(MIB)
         it.server.settimeout(5)
         sent = it.server.send(data[:100_000])
@@ -473,6 +474,22 @@ def test_a_reset_harms_only_its_own_session(splicing: Splicing) -> None:
         other.server.sendall(b"answer")
         assert receive(other.client, 6) == b"answer"
         assert (other.up.redirected, other.down.redirected) == (8, 6)
+
+
+def test_a_reset_that_a_writer_was_told_of_is_an_end_to_the_reader(splicing: Splicing) -> None:
+    """A socket's error is told once. Then recv() says that it has ended, and no FIN ever came."""
+    with lane(splicing) as it:
+        direction = it.direction(it.down)
+        direction.enter()
+        it.server.sendall(b"last words")
+        assert receive(it.client, 10) == b"last words"
+        it.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        it.server.close()
+        wait_until(lambda: tcp_info.progress(it.back).state == tcp_info.TCP_CLOSE, 5, "the reset")
+        with pytest.raises(ConnectionError):
+            it.back.send(b"to nobody")
+        wait_until(lambda: bool(direction.step() & Wait.END), 5, "the end")
+        assert direction.moved == 10
 
 
 @pytest.mark.parametrize("first", ["client", "front"])

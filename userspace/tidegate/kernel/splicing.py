@@ -29,7 +29,7 @@ from tidegate.kernel.loader import SPLICE, KernelUnavailable, MapNumber, Objects
 from tidegate.kernel.maps import MAX_SPLICE_FLOWS, SPLICE_BELL_SIZE
 from tidegate.kernel.records import NO_BUDGET, SpliceFlow
 from tidegate.kernel.slots import map_words
-from tidegate.kernel.tcp_info import TCP_ESTABLISHED, Progress, progress
+from tidegate.kernel.tcp_info import TCP_CLOSE, TCP_ESTABLISHED, Progress, progress
 
 _WORDS = ctypes.sizeof(SpliceFlow) // 8
 _CONSUMED = SpliceFlow.consumed.offset // 8
@@ -188,9 +188,15 @@ class KernelFlow:
         written = _written(self.target)
         return -1 if written is None else written - self._base & _MASK
 
-    def received(self) -> int:
-        """Bytes that the source's TCP took in, in order, its FIN not counted. Only after that FIN."""
-        return self.taken() - 1
+    def ended(self, moved: int) -> bool:
+        """Once recv() told of the end: whether so many bytes are all that the source's TCP took in, in order.
+
+        Its FIN counts as one. After a reset there is none, and recv() says the same when somebody who wrote
+        to the socket was told of the reset before.
+        """
+        now = progress(self.source)
+        more = now.received - self._read_before - moved
+        return more == 1 or (more == 0 and now.state == TCP_CLOSE)
 
     def taken(self) -> int:
         """Bytes that the source's TCP took in, in order; its FIN counts as one."""

@@ -132,7 +132,7 @@ class BodySource(Direction):
             return Wait.AGAIN
         if not ended:
             return Wait.BELL
-        if port.received() != port.redirected + self.read:
+        if not port.ended(self.moved):
             return Wait.TICK
         if self.moved >= self.until:  # its last bytes came before the FIN, and after the first look
             return self._at_end()
