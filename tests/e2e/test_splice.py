@@ -21,6 +21,8 @@ from harness.splicing import MIB, address, spliced, spliced_maps
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
 
+from tidegate.session.context import unsent_bytes
+
 pytestmark = [pytest.mark.bpf, pytest.mark.feature("splice")]
 
 # every socket buffer on the way (tcp_rmem and tcp_wmem may be large), and the credit
@@ -109,11 +111,14 @@ def test_a_reset_is_passed_on_as_a_reset_within_a_second() -> None:
 
 def test_an_answer_before_a_reset_arrives_whole_though_the_client_goes_on_sending() -> None:
     """The backend's socket is closed by then, and what the client sends rings for it."""
-    answer = pattern(5, 3 * MIB)
+    answer = pattern(5, MIB)
 
     def script(wire: Wire) -> None:
         wire.exactly(MIB)
         wire.send(answer)
+        wait_until(
+            lambda: unsent_bytes(wire.sock) == 0, 5, "the answer to leave: a reset takes the rest along"
+        )
         wire.reset()
 
     with (
@@ -121,6 +126,7 @@ def test_an_answer_before_a_reset_arrives_whole_though_the_client_goes_on_sendin
         Tidegate(tcp_config([backend.address], splice="on", splice_after="0")) as gate,
         HttpClient(gate.port()) as client,
     ):
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # less than the answer
         client.sock.setblocking(False)
         until = time.monotonic() + 0.4  # the reset is held back for longer, while the client has not read
         while time.monotonic() < until:
@@ -154,6 +160,27 @@ def test_a_backend_that_answers_and_resets_at_once_is_no_error_of_ours() -> None
                 time.sleep(0.01)
                 assert how_it_ends(sock) == "reset"
         wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 60, 5, "their ends")
+
+
+def test_a_backend_that_ends_and_resets_at_once_ends_an_upload_that_waits() -> None:
+    """The end of what it sent is seen last, and nothing more is told of its socket."""
+
+    def script(wire: Wire) -> None:
+        wire.recording = False
+        wire.exactly(300_000)
+        time.sleep(0.05)  # the upload goes on, and waits
+        wire.sock.shutdown(socket.SHUT_WR)
+        wire.reset()
+
+    with ScriptedBackend(script) as backend:
+        config = tcp_config([backend.address], splice="on", splice_after="0")
+        with Tidegate(config) as gate:
+            for _ in range(20):
+                with socket.create_connection(address(gate), 3) as client:
+                    with pytest.raises(ConnectionError):
+                        client.sendall(bytes(64 * MIB))
+            wait_until(lambda: gate.listener()["sessions"] == 0, 2, "the last session to end")
+            assert gate.listener()["spliced"] == 20
 
 
 def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:

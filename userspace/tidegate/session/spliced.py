@@ -87,6 +87,7 @@ class Spliced:
     """One session whose bytes the kernel moves."""
 
     __slots__ = (
+        "_back_dead",
         "_down",
         "_sync_timer",
         "_tick_timer",
@@ -107,6 +108,7 @@ class Spliced:
         self.flows = flows
         self._up = self._side(flows[0], session._up)
         self._down = self._side(flows[1], session._down)
+        self._back_dead = False
         self._tick_timer = Timer(self._on_tick)
         self._sync_timer = Timer(self._on_sync)
 
@@ -197,11 +199,7 @@ class Spliced:
     def on_back(self, mask: int) -> None:
         session = self.session
         dead = mask & (EPOLLHUP | EPOLLERR)
-        if dead and self._down.flow.finished and not self._up.flow.finished:
-            session._target_broken(self._up.flow)
-            self._up.wait = Wait.END
-            if not session.relaying:
-                return
+        self._back_dead = self._back_dead or dead != 0
         sides = []
         if mask & (EPOLLIN | EPOLLRDHUP) or dead:
             sides.append(self._down)
@@ -241,6 +239,12 @@ class Spliced:
         for side in sides:
             if not side.flow.finished:
                 side.wait = self._step(side)
+            if not session.relaying:
+                return
+        # all that it sent is delivered, and it takes nothing: what waits for it would do so for ever
+        if self._back_dead and self._down.flow.finished and not self._up.flow.finished:
+            session._target_broken(self._up.flow)
+            self._up.wait = Wait.END
             if not session.relaying:
                 return
         self._watch()
