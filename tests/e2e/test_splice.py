@@ -176,9 +176,8 @@ def test_a_backend_that_ends_and_resets_at_once_ends_an_upload_that_waits() -> N
         config = tcp_config([backend.address], splice="on", splice_after="0")
         with Tidegate(config) as gate:
             for _ in range(20):
-                with socket.create_connection(address(gate), 3) as client:
-                    with pytest.raises(ConnectionError):
-                        client.sendall(bytes(64 * MIB))
+                with socket.create_connection(address(gate), 3) as client, pytest.raises(ConnectionError):
+                    client.sendall(bytes(64 * MIB))
             wait_until(lambda: gate.listener()["sessions"] == 0, 2, "the last session to end")
             assert gate.listener()["spliced"] == 20
 
