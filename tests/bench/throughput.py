@@ -30,6 +30,17 @@ COLUMNS = [
 ]
 
 Maker = Callable[[str], AbstractContextManager[Any]]
+# streams, direction, pace: flat out, where what a saturated machine does decides; and no faster than a
+# network is, where the rates are equal and the CPU time tells
+LOADS = [
+    (1, "down", 0),
+    (1, "up", 0),
+    (64, "down", 0),
+    (64, "up", 0),
+    (1, "down", 250_000_000),
+    (64, "down", 4_000_000),
+]
+
 MAKERS: dict[str, Maker] = {
     "haproxy splice": lambda address: HAProxy(address, splice=True),
     "haproxy copy": HAProxy,
@@ -39,10 +50,10 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def measure(make: Maker, direction: str, streams: int, seconds: float) -> Figures:
-    """`direction` is "down" (the backend sends) or "up"."""
+def measure(make: Maker, direction: str, streams: int, pace: int, seconds: float) -> Figures:
+    """`direction` is "down" (the backend sends) or "up"; `pace`: of each stream down, bytes/s, 0: none."""
     with (
-        NativeBackend("source" if direction == "down" else "discard") as backend,
+        NativeBackend("source" if direction == "down" else "discard", pace=pace) as backend,
         make(backend.address) as peer,
     ):
         busy, used = machine_busy_seconds(), cpu_seconds(peer.pids)
@@ -68,24 +79,24 @@ def measure(make: Maker, direction: str, streams: int, seconds: float) -> Figure
 @click.option("--only", default="", help="Names of contestants, comma-separated.")
 @click.option("--json", "json_path", default="", help="Write all figures to a file, or - for stdout.")
 def main(rounds: int, seconds: float, quick: bool, only: str, json_path: str) -> None:
-    """Throughput and CPU per gigabyte, 1 and 64 streams, both directions."""
+    """Throughput and CPU per gigabyte, 1 and 64 streams, both directions, flat out and paced."""
     everything: dict[str, Any] = {}
     names = only.split(",") if only else list(MAKERS)
     if quick:
         rounds, seconds = 2, 1.0
-    for streams in (1,) if quick else (1, 64):
-        for direction in ("down", "up"):
-            result = play(
-                {
-                    name: (lambda n=name, d=direction, s=streams: measure(MAKERS[n], d, s, seconds))  # type: ignore[misc]
-                    for name in names
-                },
-                rounds,
-            )
-            everything[f"{direction} {streams}"] = result.to_json()
-            if json_path == "-":
-                continue
-            title = f"{streams} stream{'s' * (streams > 1)} {direction}"
+    for streams, direction, pace in LOADS[:2] if quick else LOADS:
+        result = play(
+            {
+                name: (lambda n=name, load=(direction, streams, pace): measure(MAKERS[n], *load, seconds))  # type: ignore[misc]
+                for name in names
+            },
+            rounds,
+        )
+        title = f"{streams} stream{'s' * (streams > 1)} {direction}"
+        if pace:
+            title += f", {pace // 1_000_000} MB/s each"
+        everything[title] = result.to_json()
+        if json_path != "-":
             reference = REFERENCE if REFERENCE in names else names[0]
             click.echo(table(result, title, COLUMNS, ratio_of="rate", reference=reference))
             click.echo()

@@ -100,10 +100,12 @@ class NativeBackend:
     `mode` is echo, http, source or discard; see src/load_server.c.
     """
 
-    def __init__(self, mode: str, *, body: int = 128, cpus: tuple[int, ...] = ()) -> None:
-        """`body` is the length of an HTTP answer's body in bytes."""
+    def __init__(self, mode: str, *, body: int = 128, pace: int = 0, cpus: tuple[int, ...] = ()) -> None:
+        """`body`: the length of an HTTP answer's body, bytes; `pace`: the most a source sends on each
+        connection, bytes/s, 0 without a limit.
+        """
         self._mode = mode
-        self._body = body
+        self._argument = pace if mode == "source" else body
         self._cpus = cpus
         self._child: Child | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="tg-backend-")
@@ -112,7 +114,7 @@ class NativeBackend:
     def __enter__(self) -> Self:
         program = native.build("load_server")
         self._child = Child(
-            [str(program), self._mode, str(self._body)],
+            [str(program), self._mode, str(self._argument)],
             Path(self._directory.name) / "log",
             stdout=subprocess.PIPE,
             cpus=self._cpus,

@@ -28,7 +28,7 @@ from devlib.common import ROOT, BuildError, cache_folder, end_on_signals, run, s
 _INSIDE = "TIDEGATE_VAGRANT_TEST_INSIDE"
 _PORT = 8080
 _TIME_SCALE = 4
-_STEP_S = 900.0
+_STEP_S = 1800.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # what libvirt writes to: each gets a tmpfs, /etc/libvirt a copy
 _OWN_FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")

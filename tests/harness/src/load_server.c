@@ -4,7 +4,7 @@
  * connection. It has to cost less than any proxy in front of it.
  *
  *   load_server echo          sends back what comes
- *   load_server source        sends for ever, reads nothing
+ *   load_server source [PACE] sends for ever, reads nothing; at most PACE bytes/s each
  *   load_server discard       reads for ever, sends nothing
  *   load_server http BODY     answers every request head with BODY bytes; keeps
  *                             the connection unless "Connection: close" is asked
@@ -137,6 +137,7 @@ int main(int argc, char **argv)
 	struct rlimit files = { 20000, 20000 };
 	struct epoll_event events[EVENTS], event;
 	socklen_t size = sizeof(address);
+	unsigned long pace = source && argc > 2 ? strtoul(argv[2], NULL, 10) : 0;
 	int one = 1, listener, ep;
 
 	make_answers(argc > 2 ? atoi(argv[2]) : 128);
@@ -170,6 +171,8 @@ int main(int argc, char **argv)
 						continue;
 					}
 					setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+					if (pace)
+						setsockopt(client, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace));
 					if (!connections[client])
 						connections[client] = malloc(sizeof(struct connection));
 					connections[client]->held = 0;
