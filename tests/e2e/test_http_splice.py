@@ -138,15 +138,20 @@ def test_an_upload_that_waits_for_100() -> None:
 
 @pytest.mark.parametrize("way", ["fin", "reset"])
 def test_a_backend_that_dies_in_a_response_cuts_it(way: str) -> None:
+    handed_over = threading.Event()
+
     def script(wire: Wire) -> None:
         read_head(wire)
         wire.send(length(32 * MIB) + pattern(1, 4 * MIB))
+        assert handed_over.wait(10)
         if way == "reset":
             wire.reset()
 
     with site(script) as (gate, _), quiet(gate) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
         assert read_head(client).status == 200
+        wait_until(lambda: gate.listener()["spliced"] == 1, 5, "the hand-over")
+        handed_over.set()
         rest = client.rest()
         assert len(rest) <= 4 * MIB
         assert rest == pattern(1, 4 * MIB)[: len(rest)]
