@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,14 +10,18 @@ import time
 
 import pytest
 from harness.backends import Backend
+from harness.http_wire import HttpClient, ScriptedBackend, Wire
 from harness.kernel_sockets import in_netns
 from harness.line_client import LineClient
 from harness.loss import losing
 from harness.pattern import Pattern, digest
 from harness.proc import Tidegate, tcp_config
+from harness.spliced_http import pattern
 from harness.splicing import MIB, address, spliced, spliced_maps
 from harness.streams import Exchange, Stream, assert_intact, mixed
 from harness.waiting import wait_until
+
+from tidegate.session.context import unsent_bytes
 
 pytestmark = [pytest.mark.bpf, pytest.mark.feature("splice")]
 
@@ -104,6 +109,79 @@ def test_a_reset_is_passed_on_as_a_reset_within_a_second() -> None:
         wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 1, 5, "its end")
 
 
+def test_an_answer_before_a_reset_arrives_whole_though_the_client_goes_on_sending() -> None:
+    """The backend's socket is closed by then, and what the client sends rings for it."""
+    answer = pattern(5, MIB)
+
+    def script(wire: Wire) -> None:
+        wire.exactly(MIB)
+        wire.send(answer)
+        wait_until(
+            lambda: unsent_bytes(wire.sock) == 0, 5, "the answer to leave: a reset takes the rest along"
+        )
+        wire.reset()
+
+    with (
+        ScriptedBackend(script) as backend,
+        Tidegate(tcp_config([backend.address], splice="on", splice_after="0")) as gate,
+        HttpClient(gate.port()) as client,
+    ):
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # less than the answer
+        client.sock.setblocking(False)
+        until = time.monotonic() + 0.4  # the reset is held back for longer, while the client has not read
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                client.sock.send(bytes(100_000))
+            time.sleep(0.002)
+        client.sock.settimeout(5)
+        assert client.rest() == answer
+        wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 1, 5, "its end")
+        assert gate.listener()["spliced"] == 1
+
+
+def test_a_backend_that_answers_and_resets_at_once_is_no_error_of_ours() -> None:
+    """Some of these resets fall into the hand-over, when the client's socket is not watched yet."""
+
+    def script(wire: Wire) -> None:
+        wire.more()
+        wire.send(bytes(400_000))
+        wire.reset()
+
+    with (
+        ScriptedBackend(script) as backend,
+        Tidegate(tcp_config([backend.address], splice="on", splice_after="0")) as gate,
+    ):
+        for _ in range(60):
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+                sock.settimeout(5)
+                sock.connect(address(gate))
+                sock.send(b"go")
+                time.sleep(0.01)
+                assert how_it_ends(sock) == "reset"
+        wait_until(lambda: gate.listener()["ended"]["backend_reset"] == 60, 5, "their ends")
+
+
+def test_a_backend_that_ends_and_resets_at_once_ends_an_upload_that_waits() -> None:
+    """The end of what it sent is seen last, and nothing more is told of its socket."""
+
+    def script(wire: Wire) -> None:
+        wire.recording = False
+        wire.exactly(300_000)
+        time.sleep(0.05)  # the upload goes on, and waits
+        wire.sock.shutdown(socket.SHUT_WR)
+        wire.reset()
+
+    with ScriptedBackend(script) as backend:
+        config = tcp_config([backend.address], splice="on", splice_after="0")
+        with Tidegate(config) as gate:
+            for _ in range(20):
+                with socket.create_connection(address(gate), 3) as client, pytest.raises(ConnectionError):
+                    client.sendall(bytes(64 * MIB))
+            wait_until(lambda: gate.listener()["sessions"] == 0, 2, "the last session to end")
+            assert gate.listener()["spliced"] == 20
+
+
 def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:
     with Backend("echo") as backend:
         config = tcp_config([backend.address], splice="on", splice_after="0")
@@ -123,6 +201,20 @@ def test_a_worker_killed_takes_its_own_sessions_and_leaves_nothing() -> None:
             wait_until(lambda: not maps & spliced_maps(), 10, "the dead one's maps to go")
             with LineClient(gate.port()) as client:
                 assert client.ask("two") == "two"
+
+
+def test_a_client_that_waits_to_send_learns_of_a_killed_worker() -> None:
+    with Backend("never_reads") as backend, spliced(backend) as gate, socket.socket() as client:
+        client.settimeout(1)
+        client.connect(address(gate))
+        with pytest.raises(TimeoutError):
+            client.sendall(bytes(256 * MIB))
+        wait_until(lambda: gate.listener()["bytes_spliced"] > 0, 5, "the kernel's share")
+        client.settimeout(2)
+        (pid,) = gate.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ConnectionResetError):
+            client.sendall(bytes(256 * MIB))
 
 
 def how_it_ends(sock: socket.socket) -> str:

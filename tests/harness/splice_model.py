@@ -160,13 +160,21 @@ class Port:
         self._world.something()
         self.published = total
 
+    def hold(self) -> None:
+        self._world.something()
+        self.budget = 0
+
     def written(self) -> int:
         self._world.something()
         return len(self.target.out) - self.base
 
-    def received(self) -> int:
+    def ended(self, moved: int) -> bool:
         self._world.something()
-        return self.source.arrived - self.read_before
+        return self.source.arrived - self.read_before == moved
+
+    def taken(self) -> int:
+        self._world.something()
+        return self.source.arrived - self.read_before + self.source.fin_in
 
 
 class Ends:

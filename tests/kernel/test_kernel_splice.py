@@ -148,6 +148,40 @@ def test_what_was_read_before_the_session_was_joined_is_not_moved(splicing: Spli
         assert (up.redirected, up.repeated, up.broken) == (10, 12, False)
 
 
+@pytest.mark.parametrize("when", ["before", "copied", "spliced"])
+def test_an_urgent_byte_is_one_of_the_stream(splicing: Splicing, when: str) -> None:
+    """recv() skips one, and FIONREAD counts no further than to it, unless told otherwise."""
+
+    def urgent() -> None:
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"defghi")
+        wait_until(lambda: tcp_info.progress(front).received == 10, 5, "the bytes")
+
+    with ExitStack() as stack:
+        client, front = Lane._pair(stack, "127.0.0.1")
+        back, server = Lane._pair(stack, "127.0.0.1")
+        front.setblocking(False)
+        back.setblocking(False)
+        client.sendall(b"abc")
+        if when == "before":
+            urgent()
+        flows = splicing.join(front, back, CREDIT)
+        stack.callback(splicing.release, flows)
+        buffer = bytearray(65536)
+        direction = Direction(flows[0], SocketEnds(buffer, memoryview(buffer), splicing, flows[0]))
+        if when == "copied":
+            urgent()
+            direction.step()
+        direction.enter()
+        if when == "spliced":
+            urgent()
+        client.sendall(b" and more")
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: bool(direction.step() & Wait.END), 5, "the end")
+        assert receive(server, 19) == b"abc!defghi and more"
+        assert direction.moved == 19
+
+
 def repeating(client: RawClient) -> bytes:
     """Sends the stream in segments that repeat one another; what it is."""
     data = random.Random(6).randbytes(60_000)
@@ -323,7 +357,8 @@ def test_a_bare_fin_is_dropped_and_harms_neither_direction(splicing: Splicing) -
         it.client.shutdown(socket.SHUT_WR)
         assert receive(it.server, 10) == b"last words"
         wait_until(lambda: at_end(it.front), 5, "the end")
-        assert it.up.received() == it.up.redirected == 10
+        assert it.up.redirected == 10
+        assert it.up.ended(10) and not it.up.ended(9)
         data = random.Random(1).randbytes(MIB)
         it.server.settimeout(5)
         sent = it.server.send(data[:100_000])
@@ -425,14 +460,36 @@ def test_a_closing_socket_is_refused_and_nothing_is_left(splicing: Splicing) -> 
 
 
 def test_a_reset_harms_only_its_own_session(splicing: Splicing) -> None:
-    with lane(splicing) as it:
-        splicing.enter(it.up)
-        splicing.enter(it.down)
+    with lane(splicing) as it, lane(splicing) as other:
+        for one in (it, other):
+            splicing.enter(one.up)
+            splicing.enter(one.down)
         it.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         it.server.close()
         wait_until(lambda: tcp_info.progress(it.back).state == tcp_info.TCP_CLOSE, 5, "the reset")
         it.client.sendall(b"to nobody")
         wait_until(lambda: it.up.passed + it.up.redirected == 9, 5, "the verdict")
+        other.client.sendall(b"question")
+        assert receive(other.server, 8) == b"question"
+        other.server.sendall(b"answer")
+        assert receive(other.client, 6) == b"answer"
+        assert (other.up.redirected, other.down.redirected) == (8, 6)
+
+
+def test_a_reset_that_a_writer_was_told_of_is_an_end_to_the_reader(splicing: Splicing) -> None:
+    """A socket's error is told once. Then recv() says that it has ended, and no FIN ever came."""
+    with lane(splicing) as it:
+        direction = it.direction(it.down)
+        direction.enter()
+        it.server.sendall(b"last words")
+        assert receive(it.client, 10) == b"last words"
+        it.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        it.server.close()
+        wait_until(lambda: tcp_info.progress(it.back).state == tcp_info.TCP_CLOSE, 5, "the reset")
+        with pytest.raises(ConnectionError):
+            it.back.send(b"to nobody")
+        wait_until(lambda: bool(direction.step() & Wait.END), 5, "the end")
+        assert direction.moved == 10
 
 
 @pytest.mark.parametrize("first", ["client", "front"])

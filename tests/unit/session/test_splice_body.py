@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
-from harness.splice_model import LARGEST, PATIENCE, Broken, Ends, Port, Sock, World, stream
+from harness.splice_model import LARGEST, PATIENCE, SEND_BUFFER, Broken, Ends, Port, Sock, World, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,8 +84,8 @@ class Connection(World):
                 if not self.body.start(size):
                     return False
                 self._move()
-                if not self.pipelined:  # nothing more can come
-                    self.body.leave()
+                if not self.pipelined and not self.body.leave():
+                    assert self.socks[0].fin_in  # else nothing can have come
         self._compare()
         return True
 
@@ -230,6 +230,46 @@ def test_a_seeded_fault_is_found(fault: type[BodySource] | type[Port]) -> None:
     else:
         Faulty.source_type = fault
     assert fails(Faulty)
+
+
+def stopped_in_the_middle(passed: int) -> tuple[Connection, BodySource]:
+    """A body of 100 of which `passed` bytes were passed, at a target that takes nothing more."""
+    connection = Connection([], [(1, 100, False)], 0, 64, pipelined=False)
+    connection._busy = True  # nothing happens by itself
+    body, source = connection.body, connection.socks[0]
+    connection.targets[0].out += bytes(SEND_BUFFER)
+    connection.ports[0].aim(connection.targets[0], 0)
+    assert body.start(100)
+    connection.allowed = passed
+    connection._arrive(0, passed)
+    assert len(source.passed) == passed
+    return connection, body
+
+
+def test_what_was_read_and_not_written_is_the_callers_once_it_takes_it() -> None:
+    connection, body = stopped_in_the_middle(30)
+    assert body.step() is Wait.TARGET
+    body.stop()
+    assert body.settled and not body.drained
+    assert body.take() == connection.socks[0].peer_sends[:30]
+    assert body.drained
+    assert (body.take(), body.read, body.consumed, body.moved) == (b"", 30, 30, 30)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "never"])
+def test_a_source_with_more_to_read_cannot_leave(when: str) -> None:
+    connection, body = stopped_in_the_middle(30)
+    source = connection.socks[0]
+    connection.targets[0].acked = len(connection.targets[0].out)
+    body.until = 30
+    assert body.step() is Wait.END
+    if when == "before":
+        connection.allowed = 40
+        connection._arrive(0, 10)
+    elif when == "meanwhile":
+        source.arrived += 10  # in the map no more, and not in the queue yet
+    assert body.leave() is (when == "never")
+    assert source.mapped is (when == "before")
 
 
 def test_a_source_that_the_kernel_would_not_have_is_offered_again_much_later() -> None:

@@ -20,6 +20,9 @@ class Direction:
     def set_limit(self, limit: int) -> None:
         self.limit = limit
 
+    def in_flight(self) -> int:
+        return self.held
+
 
 def test_each_may_hold_the_limit_while_there_is_enough() -> None:
     budget = Budget(MIB, 8 * MIB)
@@ -45,6 +48,15 @@ def test_nobody_joins_while_others_hold_more_than_would_be_their_share() -> None
     assert budget.admit(directions, 2) == 8 * MIB // 10
 
 
+def test_who_held_much_and_fell_silent_keeps_nobody_out() -> None:
+    class Silent(Direction):
+        def in_flight(self) -> int:
+            return 0
+
+    budget = Budget(MIB, 8 * MIB)
+    assert budget.admit([Silent(MIB, held=MIB) for _ in range(8)], 2) == 8 * MIB // 10
+
+
 def test_a_share_that_is_too_small_is_none() -> None:
     budget = Budget(MIB, 64 * LEAST)
     assert budget.admit([Direction() for _ in range(62)], 2) == LEAST
@@ -61,6 +73,19 @@ def test_who_stays_gets_what_others_leave() -> None:
     directions[0].held = 4 * MIB
     budget.settle(directions[:3])
     assert directions[2].limit == MIB // 2
+
+
+def test_a_total_that_is_lowered_holds_at_once_and_after_a_refusal() -> None:
+    budget = Budget(MIB, 8 * MIB)
+    directions = [Direction(MIB, held=MIB) for _ in range(8)]
+    budget.change(MIB, 4 * MIB, directions)  # more is held than that: nobody may add to it
+    assert {one.limit for one in directions} == {MIB // 2}
+    assert budget.admit(directions, 2) == 0
+    assert {one.limit for one in directions} == {MIB // 2}
+    for one in directions:
+        one.held = 0
+    budget.change(MIB, 8 * MIB, directions)
+    assert {one.limit for one in directions} == {MIB}
 
 
 @given(st.integers(0, 1 << 32))

@@ -64,7 +64,7 @@ class EndsBeforeTheBacklogIsEmpty(Direction):
 
     def _at_eof(self) -> Wait:
         self.eof = True
-        if self._port.received() != self._port.redirected + self.read:
+        if not self._port.ended(self.moved):
             return Wait.TICK
         self.ended = True
         return Wait.END

@@ -64,8 +64,8 @@ def _listeners_differ(raw: dict[str, Any], section: Section) -> None:
                 f"{address} is already taken by {show_path(first)} in line {spot.reading.lines.at(first)}",
                 "give each its own address",
             )
-        elif name and name in names:
-            first = names[str(name)]
+        elif isinstance(name, str) and name in names:
+            first = names[name]
             spot.at(*path, "name").error(
                 f"the name {show_value(name)} is already taken in line {spot.reading.lines.at(first)}",
                 "give each listener its own name",

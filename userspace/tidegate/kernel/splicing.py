@@ -29,7 +29,7 @@ from tidegate.kernel.loader import SPLICE, KernelUnavailable, MapNumber, Objects
 from tidegate.kernel.maps import MAX_SPLICE_FLOWS, SPLICE_BELL_SIZE
 from tidegate.kernel.records import NO_BUDGET, SpliceFlow
 from tidegate.kernel.slots import map_words
-from tidegate.kernel.tcp_info import TCP_ESTABLISHED, Progress, progress
+from tidegate.kernel.tcp_info import TCP_CLOSE, TCP_ESTABLISHED, Progress, progress
 
 _WORDS = ctypes.sizeof(SpliceFlow) // 8
 _CONSUMED = SpliceFlow.consumed.offset // 8
@@ -52,6 +52,9 @@ _WINDOW = 512 * 1024
 # With less the window closes, or the target is full, at every other skb: copying is faster then.
 _LEAST_RECEIVE = 512 * 1024
 _LEAST_SEND = 128 * 1024
+# What waits to be read in the map is no unread byte to TCP: a killed worker's sockets would be closed with a
+# FIN and a closed window, and a peer that waits to send learn of it at its next probe.
+_RESET, _NO_RESET = struct.pack("=ii", 1, 0), struct.pack("=ii", 0, 0)
 _LOOKS = 50  # for two equal readings of a socket that receives
 _MAPS = (
     MapNumber.SPLICED,
@@ -80,6 +83,8 @@ class KernelFlow:
         self._words = words
         self._at = at = index * _WORDS
         self._base = 0
+        # an urgent byte is one of the stream, as the verdict sees it: recv() would skip it, and miscount
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._read_before = _read_so_far(source)
         self.index = index
         self.source = source
@@ -173,14 +178,29 @@ class KernelFlow:
         """What `redirected` may reach; what would pass it is passed."""
         self._words[self._at + _BUDGET] = redirected
 
+    def hold(self) -> None:
+        """Once this returns nothing is redirected: no verdict is under way that saw another budget."""
+        self.set_budget(0)
+        progress(self.source)  # waits for the socket's lock, under which verdicts run
+
     def written(self) -> int:
         """Bytes that got into the target's TCP, sent and acknowledged or not; -1: ask again."""
         written = _written(self.target)
         return -1 if written is None else written - self._base & _MASK
 
-    def received(self) -> int:
-        """Bytes that the source's TCP took in, in order, its FIN not counted. Only after that FIN."""
-        return progress(self.source).received - 1 - self._read_before
+    def ended(self, moved: int) -> bool:
+        """Once recv() told of the end: whether so many bytes are all that the source's TCP took in, in order.
+
+        Its FIN counts as one. After a reset there is none, and recv() says the same when somebody who wrote
+        to the socket was told of the reset before.
+        """
+        now = progress(self.source)
+        more = now.received - self._read_before - moved
+        return more == 1 or (more == 0 and now.state == TCP_CLOSE)
+
+    def taken(self) -> int:
+        """Bytes that the source's TCP took in, in order; its FIN counts as one."""
+        return progress(self.source).received - self._read_before
 
     def acknowledged(self) -> Progress:
         """How far the target got."""
@@ -242,13 +262,17 @@ class Splicing:
         return len(self._free)
 
     def source(self, sock: socket.socket) -> KernelFlow:
-        """A record for what a socket receives. Moves no byte by that. CannotSplice."""
+        """A record for what a socket receives. Moves no byte by that. CannotSplice.
+
+        Until the record is given back, the end of this process, however it comes, resets the connection.
+        """
         if not self._free:
             raise CannotSplice("no record is free")
         index = self._free.popleft()
         try:
             flow = KernelFlow(self._words, index, sock)
             bpf.map_update(self._index, _u64(flow.cookie), struct.pack("=I", index))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         except (OSError, CannotSplice) as error:
             self._free.append(index)
             raise CannotSplice(str(error)) from error
@@ -313,10 +337,16 @@ class Splicing:
         bpf.map_update(fd, _u64(cookie), struct.pack("=Q", sock.fileno()), bpf.NOEXIST)
 
     def release(self, flows: Iterable[KernelFlow]) -> None:
-        """Gives records back. Their sockets are about to be closed, which takes them out."""
+        """Gives records back. Their sockets are about to be closed, which takes them out.
+
+        Who wants them reset says so after this.
+        """
         for flow in flows:
             with contextlib.suppress(FileNotFoundError):
                 bpf.map_delete(self._index, _u64(flow.cookie))
+            with contextlib.suppress(OSError):  # closed already
+                flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
+                progress(flow.source)  # waits for a verdict that found the record, see `hold`
             self._free.append(flow.index)
 
     def cookies(self) -> set[int]:

@@ -394,12 +394,13 @@ class HttpSession(SplicedBodies):
             words[NOT_WELL[reason]] += 1
             if self.http.log is not None:
                 self._write_record(reason)
-        if reset_front:
-            reset(self.front)
+        reset_front = reset_front or (self.lane is not None and self.lane.body.unread)
         if self._front_watch != -1:
             ctx.reactor.forget(self.front.fileno())
         ctx.reactor.close_after_batch(self.front)
         self._let_go()
+        if reset_front:
+            reset(self.front)
         ctx.on_end(self, reason)
 
     def _let_go(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tidegate.http.response import ResponseMemo, ResponseParser
 from tidegate.loop.reactor import EPOLLIN, EPOLLOUT, Reactor
+from tidegate.session.context import reset
 from tidegate.session.plain_sockets import stream
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ class BackConnection:
     def close(self) -> None:
         self.user = None
         if self.lane is not None:
+            unread = self.lane.body.unread
             self.lane.close()
             self.lane = None
+            if unread:  # or the backend would wait for its window for a minute
+                reset(self.sock)
         if self.fd >= 0:
             self._reactor.forget(self.fd)
             self._reactor.close_after_batch(self.sock)

@@ -30,6 +30,7 @@ from tidegate.session.http_state import (
     HttpState,
 )
 from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
+from tidegate.session.splice import NEVER
 
 # One read for a head: most are far smaller, and what a pipelining client sends beyond it waits in the kernel.
 HEAD_RECV: Final = 16 * 1024
@@ -182,13 +183,13 @@ class FrontSide(HttpState):
         size = len(data)
         ctx.words[BYTES_IN] += size
         self._bytes_in += size
+        if self.lane is not None:
+            self.lane.body.skip(size)
         try:
             payload = self._parser.receive_body(data)
         except RequestError as error:
             self._refuse(error)
             return
-        if self.lane is not None:
-            self.lane.body.skip(size)
         if payload:
             self._to_back(payload)
         conn = self._conn
@@ -202,7 +203,9 @@ class FrontSide(HttpState):
 
     def _read_away(self) -> None:
         try:
-            if self.front.recv_into(self.ctx.buffer):
+            if count := self.front.recv_into(self.ctx.buffer):
+                if self.lane is not None:
+                    self.lane.body.skip(count)
                 return
         except BlockingIOError:
             return
@@ -222,6 +225,7 @@ class FrontSide(HttpState):
         self._status = 0
         self._retries = 0
         self._served_by = None
+        self.splice_below = NEVER
         action: Action | None = request.route
         if action is None:
             action = request.route = site.routes.find(request)

@@ -17,6 +17,7 @@ from tidegate.session.http_back import BackConnection
 from tidegate.session.http_exchange import BackSide
 from tidegate.session.http_splice import SPLICE_LEAST, BodySplice
 from tidegate.session.http_state import CLOSED, CONNECTING, EXCHANGE
+from tidegate.session.splice import NEVER
 
 BACK_RECV: Final = 64 * 1024
 _DONE: Final = EndReason.DONE
@@ -130,6 +131,7 @@ class ResponseSide(BackSide):
         self._status = response.status
         self._first_byte_ns = self._back_ns
         self._head_sent = True
+        self.splice_below = NEVER
         return out + head if out else head
 
     def _response_done(self, conn: BackConnection) -> None:
@@ -145,10 +147,9 @@ class ResponseSide(BackSide):
             and self._parser.state == COMPLETE
             and not self._back_out
             and cluster.pooled
+            and (conn.lane is None or conn.lane.body.leave())
         ):
             conn.user = None
-            if conn.lane is not None:
-                conn.lane.body.leave()
             if conn.interest != EPOLLIN:
                 conn.watch(EPOLLIN)
             cluster.pool.checkin(backend, conn, now)

@@ -15,7 +15,7 @@ from tidegate.kernel.splicing import CannotSplice, KernelFlow
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason
-from tidegate.session.splice import LostError, SourceError, TargetError, Wait
+from tidegate.session.splice import LATER, LostError, SourceError, TargetError, Wait
 from tidegate.session.splice_body import BodySource, ShortError
 from tidegate.session.splice_ends import SocketEnds, Taken
 from tidegate.session.spliced import SLOWEST_TICK_NS, SYNC_NS, TICK_NS
@@ -59,6 +59,7 @@ class BodySplice:
 
     __slots__ = (
         "_conn",
+        "_deaf",
         "_down",
         "_held",
         "_lane",
@@ -81,6 +82,7 @@ class BodySplice:
         self._conn = conn
         self._lane = lane
         self._down = down
+        self._deaf = False  # the backend is gone, and what it sent not read to the end
         self._wait = Wait.BELL
         self._moved = lane.body.moved
         self._redirected = lane.flow.redirected
@@ -96,7 +98,7 @@ class BodySplice:
         ctx = session.ctx
         splicer = ctx.splicer
         left = conn.parser.left if down else session._parser.left
-        if splicer is None or left < splicer.threshold(ctx):
+        if splicer is None or left < splicer.threshold(ctx) or left > session.splice_below:
             return
         source, target = (conn.sock, session.front) if down else (session.front, conn.sock)
         before = conn.lane if down else session.lane
@@ -115,6 +117,7 @@ class BodySplice:
             lane.flow.aim(target, splicer.kernel.add_target(target), share, lane.body.read)
         except CannotSplice as refusal:
             splicer.stop()
+            session.splice_below = left - LATER
             _log.debug("not_spliced", extra={"kv": {"token": session.token, "reason": str(refusal)}})
             return
         splice = cls(session, conn, splicer, lane, down)
@@ -189,6 +192,9 @@ class BodySplice:
     def on_back(self, mask: int) -> None:
         if self._down:
             self._advance()
+            if mask & (EPOLLHUP | EPOLLERR) and self.session.splice is self:
+                self._deaf = True  # told for ever otherwise; the rest is read when the client has room
+                self._conn.park()
         elif mask & (EPOLLIN | EPOLLHUP | EPOLLERR):
             self._answered(mask)
         elif mask & EPOLLOUT:
@@ -237,15 +243,16 @@ class BodySplice:
     def _answered(self, mask: int) -> None:
         """The backend speaks, or leaves, before it has the whole request: go on by copying.
 
-        What was redirected comes first: until it is in the target's TCP, the backend waits to be heard.
+        What was redirected comes first: until it is in the target's TCP, the backend waits to be heard. What
+        we hold does not: a backend that takes no more of the request may have said why.
         """
         body = self._lane.body
         body.stop()
-        if not body.drained and not mask & (EPOLLHUP | EPOLLERR):
+        if not body.settled and not mask & (EPOLLHUP | EPOLLERR):
             self._wait = Wait.TICK
             self._watch(Wait.TICK)
             return
-        rest = bytes(body.pending or b"")
+        rest = body.take()
         self.close()
         self.session.copy_on(rest)
         self.session.on_back(mask)
@@ -255,7 +262,8 @@ class BodySplice:
         target = EPOLLOUT if wait is Wait.TARGET else 0
         if self._down:
             self.session._watch(target)
-            self._conn.watch(source)
+            if not self._deaf:
+                self._conn.watch(source)
         else:
             self.session._watch(source)
             self._conn.watch(target if wait is Wait.TICK else EPOLLIN | target)

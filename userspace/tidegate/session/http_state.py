@@ -14,6 +14,7 @@ from tidegate.loop.timers import Timer
 from tidegate.metrics.names import LISTENER, EndReason, StatusClass
 from tidegate.session.context import Context
 from tidegate.session.http_shared import Queued
+from tidegate.session.splice import NEVER
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
@@ -124,6 +125,7 @@ class HttpState(Queued):
         "lane",
         "peer",
         "splice",
+        "splice_below",
         "started_ns",
         "token",
     )
@@ -182,6 +184,7 @@ class HttpState(Queued):
         self._sticky_named: BackendState | None  # by the client's cookie
         self._served_by: BackendState | None = None
         self.splice: BodySplice | None = None  # while the kernel moves a body
+        self.splice_below = NEVER  # what may be left of a body, at most, for the kernel to be asked again
         self.lane: Lane | None = None  # since it moved one that the client sent
         self._named: bool  # the access log's next record is of a request, not of what never became one
 

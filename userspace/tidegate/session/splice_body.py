@@ -28,6 +28,11 @@ class BodySource(Direction):
         """Whether it is worth trying: not right after the kernel would not have it."""
         return self.joined or self.read >= self.enter_at
 
+    @property
+    def unread(self) -> bool:
+        """Whether something waits to be read: TCP does not know of it, and would close without a reset."""
+        return self.joined and self._port.passed != self.read
+
     def skip(self, count: int) -> None:
         """So many bytes were read by others."""
         self.read += count
@@ -45,16 +50,36 @@ class BodySource(Direction):
                 self.stop()
         return self.joined
 
-    def leave(self) -> None:
-        """Only when nothing can come, and all that came was read: the kernel drops what arrives meanwhile."""
-        if self.joined:
-            self.joined = False
-            self.enter_at = 0
-            self._ends.leave()
+    def leave(self) -> bool:
+        """Only when nothing can come: what waits to be read is lost then, and what arrives meanwhile.
+
+        False: something came all the same, or its FIN. It can only be closed: TCP's counts are not what the
+        next reader of it would expect.
+        """
+        port = self._port
+        if not self.joined:
+            return True
+        if port.passed != self.read:
+            return False
+        self.joined = False
+        self.enter_at = 0
+        self._ends.leave()
+        return port.taken() == port.redirected + self.read
 
     def stop(self) -> None:
         """All that comes is passed from now on, wherever the body stands."""
-        self._port.set_budget(0)
+        self._port.hold()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was redirected is in the target's TCP, so that others may write to it."""
+        return self._drained()
+
+    def take(self) -> bytes:
+        """What was read and is not written yet: it is the caller's to write."""
+        rest, self.pending = bytes(self.pending or b""), None
+        self.consumed = self.read
+        return rest
 
     def step(self) -> Wait:
         """Copies what is passed of the body. SourceError, TargetError, LostError, ShortError."""
@@ -107,7 +132,7 @@ class BodySource(Direction):
             return Wait.AGAIN
         if not ended:
             return Wait.BELL
-        if port.received() != port.redirected + self.read:
+        if not port.ended(self.moved):
             return Wait.TICK
         if self.moved >= self.until:  # its last bytes came before the FIN, and after the first look
             return self._at_end()

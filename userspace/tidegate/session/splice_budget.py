@@ -10,11 +10,15 @@ LEAST: Final = 128 * 1024
 
 
 class Holder(Protocol):
-    """A direction, as far as its credit goes. Bytes."""
+    """A direction, as far as its credit goes. Bytes.
+
+    `held` is what it held when something moved last; `in_flight` is what it holds now, and costs a syscall.
+    """
 
     @property
     def held(self) -> int: ...
     def set_limit(self, limit: int) -> None: ...
+    def in_flight(self) -> int: ...
 
 
 class Budget:
@@ -29,6 +33,12 @@ class Budget:
         self.limit = limit
         self.total = total
         self._granted = limit
+
+    def change(self, limit: int, total: int, holders: Sequence[Holder]) -> None:
+        """Other limits for those at hand too: less at once, more as `settle`."""
+        self.limit = limit
+        self.total = total
+        self.settle(holders)
 
     def admit(self, holders: Sequence[Holder], newcomers: int) -> int:
         """The share of each when so many more join those at hand, who have it now; 0: they may not join."""
@@ -45,7 +55,7 @@ class Budget:
     def settle(self, holders: Sequence[Holder]) -> None:
         """Some left, or did not come after all: the others get more, if nobody holds too much for that."""
         share = self._share(len(holders))
-        if self._sum(holders, share) <= self.total:
+        if share < self._granted or self._sum(holders, share) <= self.total:
             self._grant(holders, share)
 
     def _share(self, directions: int) -> int:
@@ -53,7 +63,8 @@ class Budget:
 
     @staticmethod
     def _sum(holders: Sequence[Holder], share: int) -> int:
-        return sum(max(share, holder.held) for holder in holders)
+        # who fell silent since may have nothing left of it
+        return sum(share if holder.held <= share else max(share, holder.in_flight()) for holder in holders)
 
     def _grant(self, holders: Sequence[Holder], share: int) -> None:
         self._granted = share

@@ -87,6 +87,7 @@ class Spliced:
     """One session whose bytes the kernel moves."""
 
     __slots__ = (
+        "_back_dead",
         "_down",
         "_sync_timer",
         "_tick_timer",
@@ -107,6 +108,7 @@ class Spliced:
         self.flows = flows
         self._up = self._side(flows[0], session._up)
         self._down = self._side(flows[1], session._down)
+        self._back_dead = False
         self._tick_timer = Timer(self._on_tick)
         self._sync_timer = Timer(self._on_sync)
 
@@ -120,8 +122,9 @@ class Spliced:
         session = self.session
         reactor = session.ctx.reactor
         assert session.back is not None
-        reactor.redirect(session.front.fileno(), self.on_front)
-        reactor.redirect(session.back.fileno(), self.on_back)
+        for sock, callback in ((session.front, self.on_front), (session.back, self.on_back)):
+            if reactor.watches(sock.fileno()):  # else it will be, when there is something to wait for
+                reactor.redirect(sock.fileno(), callback)
         reactor.timers.arm(self._sync_timer, reactor.now + SYNC_NS)
         self._advance(self._up, self._down)
 
@@ -164,16 +167,16 @@ class Spliced:
         )
 
     def stop(self) -> None:
-        """Nothing more is copied; the records stay."""
+        """Nothing more is copied, and no bell heard; the records stay."""
         timers = self.session.ctx.reactor.timers
         timers.cancel(self._tick_timer)
         timers.cancel(self._sync_timer)
+        self.splicer.stop(self.flows)
 
     def close(self) -> None:
         """Once, before the sockets are closed."""
         self.stop()
         self.sync()
-        self.splicer.stop(self.flows)
         self.splicer.release(self.flows)
 
     # events
@@ -196,11 +199,7 @@ class Spliced:
     def on_back(self, mask: int) -> None:
         session = self.session
         dead = mask & (EPOLLHUP | EPOLLERR)
-        if dead and self._down.flow.finished and not self._up.flow.finished:
-            session._target_broken(self._up.flow)
-            self._up.wait = Wait.END
-            if not session.relaying:
-                return
+        self._back_dead = self._back_dead or dead != 0
         sides = []
         if mask & (EPOLLIN | EPOLLRDHUP) or dead:
             sides.append(self._down)
@@ -240,6 +239,12 @@ class Spliced:
         for side in sides:
             if not side.flow.finished:
                 side.wait = self._step(side)
+            if not session.relaying:
+                return
+        # all that it sent is delivered, and it takes nothing: what waits for it would do so for ever
+        if self._back_dead and self._down.flow.finished and not self._up.flow.finished:
+            session._target_broken(self._up.flow)
+            self._up.wait = Wait.END
             if not session.relaying:
                 return
         self._watch()

@@ -18,6 +18,9 @@ from tidegate.session.splice_budget import Budget
 if TYPE_CHECKING:
     from tidegate.session.context import Context
 
+# Where there is no credit for newcomers nobody looks again for so long: who copies asks with each piece, and
+# to answer takes time for each that is spliced.
+FULL_NS = 100_000_000
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _log = logging.getLogger("tidegate.splice")
 _limited = logs.RateLimited(_log, per_second=1)
@@ -45,6 +48,8 @@ class Splicer:
         self.kernel = kernel
         self._budget = Budget(limit, total)
         self.trusted = trusted
+        self._reactor = reactor
+        self._full_until_ns = 0
         self._flows: dict[int, KernelFlow] = {}  # that have a record, by its index
         self._moving: dict[int, tuple[KernelFlow, Mover]] = {}  # of those, that may be redirected now
         reactor.add(kernel.bell.fileno(), EPOLLIN, self._on_bell)
@@ -93,15 +98,20 @@ class Splicer:
 
     def set_budget(self, limit: int, total: int) -> None:
         """As splice_limit and splice_total."""
-        self._budget = Budget(limit, total)
-        self._budget.settle(self._holders())
+        self._budget.change(limit, total, self._holders())
 
     def share(self, newcomers: int) -> int:
         """What each direction may hold when so many more begin; 0: they may not.
 
         `begin` or, when nothing comes of it, `stop` is to follow.
         """
-        return self._budget.admit(self._holders(), newcomers)
+        now = self._reactor.now
+        if now < self._full_until_ns:
+            return 0
+        share = self._budget.admit(self._holders(), newcomers)
+        if not share:
+            self._full_until_ns = now + FULL_NS
+        return share
 
     def begin(self, flows: Iterable[KernelFlow], mover: Mover) -> None:
         """From now on the kernel may redirect; `mover` is told."""
