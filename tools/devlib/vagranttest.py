@@ -50,7 +50,7 @@ unix_sock_rw_perms = "0700"
 # run in the guest, from the checkout: the demo, a request, ages while the worker stands still, a new worker
 _DEMO = f"""\
 set -e
-systemd-run --quiet --collect --unit=demo "$PWD/.venv/bin/tidegate" demo --port {_PORT}
+systemd-run --quiet --collect --unit=demo "$PWD/.venv/bin/tidegate" demo --host 0.0.0.0 --port {_PORT}
 for _ in $(seq 240); do
     curl -s -o /dev/null http://127.0.0.1:{_PORT}/ && break
     sleep 0.5

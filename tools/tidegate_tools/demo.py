@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import os
 import shlex
 import shutil
@@ -34,13 +35,20 @@ class DemoError(OperatorError):
 @click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="Worker processes.")
 @click.option("--backends", type=click.IntRange(1, 8), default=2, show_default=True, help="Demo backends.")
 @click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on; 0.0.0.0 is every IPv4 address of the host.",
+)
+@click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on (default: a free one)."
 )
-def command(workers: int, backends: int, port: int) -> None:
+def command(workers: int, backends: int, host: str, port: int) -> None:
     """Run the proxy in front of demo backends, and print commands to try.
 
-    Everything listens on 127.0.0.1, on free ports, with its files in a temporary directory. Ctrl-C ends it
-    and leaves nothing behind.
+    Everything listens on 127.0.0.1 unless told otherwise, on free ports, with its files in a temporary
+    directory. Ctrl-C ends it and leaves nothing behind.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -49,12 +57,13 @@ def command(workers: int, backends: int, port: int) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-demo-")))
         names = [chr(ord("a") + index) for index in range(backends)]
         addresses = [f"127.0.0.1:{stack.enter_context(_backend(name))}" for name in names]
+        _check(host)
         port = port or _free_port()
         config = directory / "tidegate.toml"
         control = directory / "control.sock"
-        config.write_text(configuration(port, workers, addresses, str(control)))
+        config.write_text(configuration(host, port, workers, addresses, str(control)))
         proxy = stack.enter_context(_proxy(config))
-        click.echo(hints(port, str(config), str(control), addresses))
+        click.echo(hints(host, port, str(config), str(control), addresses))
         try:
             code = proxy.wait()
         except KeyboardInterrupt:
@@ -65,7 +74,7 @@ def command(workers: int, backends: int, port: int) -> None:
     click.echo("\nThe demo has ended; nothing is left behind.")
 
 
-def configuration(port: int, workers: int, backends: list[str], control: str) -> str:
+def configuration(host: str, port: int, workers: int, backends: list[str], control: str) -> str:
     """The demo's configuration file."""
     listed = ", ".join(f'"{address}"' for address in backends)
     return f"""\
@@ -75,7 +84,7 @@ control = "{control}"
 
 [[listener]]
 name = "demo"
-address = "127.0.0.1:{port}"
+address = "{_bracketed(host)}:{port}"
 protocol = "tcp"
 cluster = "demo"
 stale_after = "1s"                # a connection that waited longer in the kernel is refused
@@ -85,13 +94,14 @@ backends = [{listed}]
 """
 
 
-def hints(port: int, config: str, control: str, backends: list[str]) -> str:
+def hints(host: str, port: int, config: str, control: str, backends: list[str]) -> str:
     """What to try."""
     program = shlex.quote(_program())
-    url = f"http://127.0.0.1:{port}"
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://{_bracketed(near)}:{port}"
     option = f"--control {control}"
     return f"""
-tidegate listens on 127.0.0.1:{port}, in front of {", ".join(backends)}.
+tidegate listens on {_bracketed(host)}:{port}, in front of {", ".join(backends)}.
 Its configuration is {config}
 
 In another terminal, try:
@@ -116,6 +126,19 @@ Those that waited longer than a second were reset, not served late.
 
 Ctrl-C ends the demo.
 """
+
+
+def _check(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise click.BadParameter(
+            f"{host!r} is no IP address: write 127.0.0.1 or 0.0.0.0", param_hint="--host"
+        ) from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _program() -> str:

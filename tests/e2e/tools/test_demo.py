@@ -78,3 +78,29 @@ def test_kill_of_the_demo_ends_the_rest(tmp_path: Path) -> None:
         wait_until(lambda: not proxies(tmp_path), 15, "proxy and backends to end")
     finally:
         demo.kill()
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("0.0.0.0", r"0\.0\.0\.0"), ("::1", r"\[::1\]"), ("127.0.0.2", r"127\.0\.0\.2")]
+)
+def test_it_listens_where_it_is_told(tmp_path: Path, host: str, shown: str) -> None:
+    demo, text = started(tmp_path, "--host", host)
+    try:
+        port = re.search(rf"tidegate listens on {shown}:(\d+),", text)
+        assert port is not None
+        url = re.search(rf"curl (http://\S+:{port[1]}/)", text)
+        assert url is not None
+        assert urllib.request.urlopen(url[1], timeout=10).read().startswith(b"hello from backend")
+    finally:
+        demo.signal(signal.SIGINT)
+        demo.wait(30)
+        demo.kill()
+
+
+def test_a_name_is_no_address_to_listen_on() -> None:
+    done = subprocess.run(
+        [python(), "-m", "tidegate_tools", "demo", "--host", "localhost"],
+        capture_output=True, text=True, env=python_env({}), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "'localhost' is no IP address: write 127.0.0.1 or 0.0.0.0" in done.stderr
