@@ -16,7 +16,7 @@ from tidegate_tools import client
 Examples:
   tidegate drain --worker 1   its sessions finish, then it is replaced
   tidegate drain              all of it finishes and ends, as with SIGTERM
-  tidegate drain --wait       the same, and return when it has ended (ExecStop of a systemd unit)
+  tidegate drain --wait       the same, and return at the end
 """
 )
 @client.control_option
