@@ -104,7 +104,7 @@ def _head(history: History, controls: Controls, width: int) -> list[Line]:
         )
     room = width - len(right) - 2
     first = Line(f"{left[:room]:<{room}}  {right}", Style.HEAD)
-    return [first, *(Line(one, Style.BAD) for one in notes), Line(second), Line("")]
+    return [first, *(Line(one, Style.HEAD) for one in notes), Line(second), Line("")]
 
 
 def rate(per_second: float | None) -> str:
