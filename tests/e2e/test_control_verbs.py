@@ -140,6 +140,9 @@ def test_a_backend_comes_drains_and_goes_at_runtime(gate: Tidegate, backend: Bac
         gate.call("backend.weight", {**place, "weight": 9})
         assert refused(gate, "backend.weight", **place, weight=0) == "bad_argument"
         assert refused(gate, "backend.weight", **place, weight=100_000) == "bad_argument"
+        for weight in (0, 5000):
+            with pytest.raises(ControlError, match=r"from 1 to 1000$"):
+                gate.call("backend.weight", {**place, "weight": weight})
         gate.call("backend.remove", place)
         assert refused(gate, "backend.remove", **place) == "not_found"
         assert refused(gate, "backend.remove", **old) == "conflict", "the last one"
@@ -262,7 +265,7 @@ def test_zombies_are_remembered_over_their_workers_death(backend: Backend) -> No
 
 
 def test_nothing_was_refused_yet(gate: Tidegate) -> None:
-    assert gate.call("errors") == {"total": 0, "errors": [], "notes": []}
+    assert gate.call("errors") == {"total": 0, "workers": 2, "answered": 2, "errors": [], "notes": []}
 
 
 def test_help_names_every_verb_and_its_arguments(gate: Tidegate) -> None:

@@ -87,3 +87,8 @@ def test_an_argument_names_one_of_them() -> None:
     for other in (3, "", None, ["ready"]):
         with pytest.raises(ValueError, match="unknown event"):
             event_name(other)
+
+
+def test_an_unknown_event_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown event 'nosuch'"):
+        event_name("nosuch")

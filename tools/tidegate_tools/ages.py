@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,6 +30,15 @@ class NotFoundError(OperatorError):
 
 class _WatchType(click.FloatRange):
     name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(super().convert(value, param, ctx))
+        except click.BadParameter as error:
+            # what stands behind --watch is its number, where a listener may have been meant
+            raise click.BadParameter(
+                f"{error.message.rstrip('.')}; to watch a listener: tidegate ages {value} --watch", ctx, param
+            ) from None
 
 
 @click.command(
@@ -94,10 +104,13 @@ def command(
             reader.note("network namespaces of other users' processes are found by root only")
         if attach is not None:
             stack.enter_context(_attach(attach))
+        said = client.Said()
         try:
             while True:
-                view = _look(reader, selection, control)
+                view, unasked = _look(reader, selection, control)
                 _show(view, as_json, watch)
+                if not as_json:  # which has it among its notes
+                    said.note(unasked, again=watch is not None and sys.stdout.isatty())
                 if watch is None:
                     break
                 time.sleep(watch)
@@ -121,16 +134,21 @@ def _where(names: Sequence[str], everywhere: bool) -> list[namespaces.Namespace]
     return [namespaces.by_name(name) for name in names] or [namespaces.OWN]
 
 
-def _look(reader: Reader, selection: Selection, control: str | None) -> View:
-    status = client.status_if_any(control)
+def _look(reader: Reader, selection: Selection, control: str | None) -> tuple[View, str]:
+    """And why tidegate's own figures are not in it, when that is not because none runs."""
+    status, unasked = client.known(control)
     snapshot = reader.read()
     inodes = {one.inode for queue in snapshot.queues for one in queue.sockets}
-    return ages_view.build(snapshot, owners.find(inodes), status, selection)
+    return ages_view.build(snapshot, owners.find(inodes), status, selection, unasked), unasked
 
 
 def _show(view: View, as_json: bool, watch: float | None) -> None:
     if as_json:
         client.show_json(ages_view.as_json(view), indent=None if watch else 2)
+        return
+    if watch is None and view.selection.patterns and not view.rows:
+        for note in view.notes:  # the error that follows says the rest
+            click.echo(f"note: {note}", err=True)
         return
     text = ages_view.as_text(view)
     if watch is not None and sys.stdout.isatty():

@@ -53,9 +53,16 @@ class View:
     notes: list[str]
     taken_ns: int
     took_ns: int
+    unasked: str = ""  # why `status` is None, when one may run
 
 
-def build(snapshot: Snapshot, owners: Owners, status: dict[str, Any] | None, selection: Selection) -> View:
+def build(
+    snapshot: Snapshot,
+    owners: Owners,
+    status: dict[str, Any] | None,
+    selection: Selection,
+    unasked: str = "",
+) -> View:
     """The rows that were asked for, in order."""
     served = {str(one["address"]): one for one in (status or {}).get("listeners", ())}
     rows = []
@@ -68,8 +75,9 @@ def build(snapshot: Snapshot, owners: Owners, status: dict[str, Any] | None, sel
     rows.sort(key=_order(selection.sort))
     notes = list(snapshot.notes)
     if owners.hidden and any(row.owner is None for row in rows):
-        notes.append("some processes may not be looked into; root sees more")
-    return View(rows, selection, status, notes, snapshot.taken_ns, snapshot.took_ns)
+        more = "" if owners.by_root else "; root sees more"
+        notes.append(f"some processes may not be looked into{more}")
+    return View(rows, selection, status, notes, snapshot.taken_ns, snapshot.took_ns, unasked)
 
 
 def _wanted(row: Row, selection: Selection) -> bool:
@@ -118,7 +126,8 @@ def _order(sort: str) -> Any:
 
 def as_text(view: View) -> str:
     """One or more tables, and what must be said about them."""
-    parts = [_queues(view.rows) or "no TCP listener"]
+    matching = f" matches {' '.join(view.selection.patterns)}" if view.selection.patterns else ""
+    parts = [_queues(view.rows) or f"no TCP listener{matching}"]
     if view.selection.connections:
         parts.append(_connections(view) or "nobody waits")
     accepted = _accepted(view)
@@ -210,9 +219,9 @@ def _accepted(view: View) -> str:
         accepted = table.count(row.served["accepted"])
         cells.append([row.name, accepted, *figures, table.reasons(row.served["dropped"])])
     source = view.status["queue_age"]["source"]
-    return f"Ages at accept, since tidegate {view.status['pid']} started (by {source}):\n" + table.table(
-        columns, cells
-    )
+    # its counters are handed on by an upgrade: they are not of this process alone
+    title = f"Ages at accept since tidegate started, upgrades included (by {source}):\n"
+    return title + table.table(columns, cells)
 
 
 def accepted_ages(served: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +249,7 @@ def as_json(view: View) -> dict[str, Any]:
         "tcp_info_resolution_ns": info_resolution_ns(),
         "tidegate": status and {key: status[key] for key in ("pid", "version", "queue_age")},
         "listeners": [_row_json(row, bool(view.selection.connections)) for row in view.rows],
-        "notes": view.notes,
+        "notes": [*view.notes, *([view.unasked] if view.unasked else [])],
     }
 
 

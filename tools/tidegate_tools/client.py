@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from tidegate.config.defaults import CONTROL as DEFAULT_CONTROL
 from tidegate.control import client
+from tidegate.control.protocol import ErrorCode
 from tidegate_tools.table import clean
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -45,18 +46,40 @@ def ask(
     return client.ask(control or DEFAULT_CONTROL, verb, args, timeout_s)
 
 
-def status_if_any(control: str | None) -> dict[str, Any] | None:
-    """The running tidegate's status; None when none runs and none was named.
+class Known(NamedTuple):
+    """The running tidegate's status. `note` says why there is none, unless none runs and none was named."""
 
-    Raises:
-        ControlUnreachable: the one that was named does not answer.
-    """
+    status: dict[str, Any] | None
+    note: str = ""
+
+
+def known(control: str | None) -> Known:
+    """Asks for the status, for verbs that have something to show without it."""
+    whom = f"the tidegate at {control or DEFAULT_CONTROL}"
+    forbidden = Known(None, f"may not ask {whom} (needs root)")
     try:
-        return call(control, "status", timeout_s=2.0)
-    except client.ControlUnreachable:
-        if control:
-            raise
-        return None
+        return Known(call(control, "status", timeout_s=2.0))
+    except client.ControlForbidden:
+        return forbidden
+    except client.ControlAbsent as error:
+        return Known(None, error.message if control else "")
+    except client.ControlUnreachable as error:
+        return Known(None, error.message)
+    except client.ControlError as error:
+        return forbidden if error.code == ErrorCode.FORBIDDEN else Known(None, f"{whom} said: {error}")
+
+
+class Said:
+    """Tells a note on standard error when it is another than the last one."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def note(self, text: str, *, again: bool = False) -> None:
+        """`again`: also when it was said, the screen being cleared meanwhile."""
+        if text and (again or text != self._last):
+            click.echo(f"note: {clean(text)}", err=True)
+        self._last = text
 
 
 def show_json(value: object, *, indent: int | None = 2) -> None:

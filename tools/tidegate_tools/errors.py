@@ -38,10 +38,19 @@ def command(limit: int, control: str | None, as_json: bool) -> None:
     width = shutil.get_terminal_size().columns - 1
     for error in answer["errors"]:
         click.echo("\n".join(lines(error, width)))
-    shown = len(answer["errors"])
-    click.echo(f"refused since the workers started: {answer['total']}; shown: {shown}")
+    click.echo(totals(answer))
     for note in answer["notes"]:
         click.echo(f"note: {clean(str(note))}", err=True)
+
+
+def totals(answer: dict[str, Any]) -> str:
+    """How many were refused: of the workers that answered, which are not all while some hang."""
+    shown = f"{answer['total']}; shown: {len(answer['errors'])}"
+    workers, answered = answer.get("workers", 0), answer.get("answered", 0)
+    if answered == workers:
+        return f"refused since the workers started: {shown}"
+    silent = f"{workers - answered} of {workers} workers did not answer"
+    return f"refused by those that answered: {shown}; {silent}" if answered else f"not known: {silent}"
 
 
 def lines(error: dict[str, Any], width: int) -> list[str]:

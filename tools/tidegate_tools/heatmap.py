@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from tidegate_tools.recording import Entry, Frame, merge
-from tidegate_tools.table import duration, reasons
+from tidegate_tools.table import duration, reasons, several
 
 MAX_COLUMNS = 360
 _WIDTH, _HEIGHT, _LEFT, _TOP, _STRIP, _GAP = 900, 360, 64, 8, 60, 10
@@ -44,9 +44,9 @@ def page(frames: Sequence[Frame], title: str, listeners: Sequence[str] = ()) -> 
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{_when(frames[0].at - frames[0].seconds)} to {_when(frames[-1].at)}, "
-        f"{len(frames)} intervals. Colour: connections per second of that age, on a log scale; of accepted "
-        "ones where tidegate counts them, else of those that wait. Line: the oldest that waits. Dashed: "
-        "stale_after. Red bars: dropped per second.</p>",
+        f"{several(len(frames), 'interval')}. Colour: connections per second of that age, on a log scale; "
+        "of accepted ones where tidegate counts them, else of those that wait. Line: the oldest that waits. "
+        "Dashed: stale_after. Red bars: dropped per second.</p>",
     ]
     parts += [_chart(name, columns) for name in names]
     return "\n".join(parts) + "\n</html>\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import accumulate, pairwise
 from typing import Any
 
 from tidegate.errors import OperatorError
+from tidegate_tools import heatmap_ticks
 from tidegate_tools.heatmap import MAX_COLUMNS, age_range, busiest, cells, thinned, totals
 from tidegate_tools.recording import Entry, Frame
 
@@ -37,7 +37,7 @@ def image(frames: Sequence[Frame], title: str, listeners: Sequence[str] = ()) ->
     columns = thinned(frames, MAX_COLUMNS)
     figure = Figure(figsize=(_WIDTH, 0.6 + _HEIGHT * len(names)), layout="constrained")
     FigureCanvasAgg(figure)  # no display, no state of a process
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     grid = figure.add_gridspec(2 * len(names), 1, height_ratios=[4, 1] * len(names))
     for row, name in enumerate(names):
         above = figure.add_subplot(grid[2 * row])
@@ -63,9 +63,13 @@ def _chart(name: str, frames: Sequence[Frame], above: Any, below: Any) -> None:
     mesh = [[column.get(bucket, nothing) for column in shades] for bucket in range(low, high)]
     numbers = [number for column in shades for number in column.values()]
     if numbers:
-        norm = LogNorm(min(numbers), max(max(numbers), min(numbers) * 1.01))
+        least, most = min(numbers), max(max(numbers), min(numbers) * 1.01)
+        norm = LogNorm(least, most)
         drawn = above.pcolormesh(edges, ages, mesh, norm=norm, cmap="viridis")
-        above.figure.colorbar(drawn, ax=[above, below], label="connections/s", pad=0.01)
+        bar = above.figure.colorbar(drawn, ax=[above, below], label="connections/s", pad=0.01)
+        places, texts = heatmap_ticks.rates(least, most)
+        bar.set_ticks(places, labels=texts)
+        bar.minorticks_off()
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     oldest = [one.oldest_ns / 1e9 if one.oldest_ns else nothing for one in entries]
     above.plot(middles, oldest, color="black", linewidth=1, marker=".", markersize=2)
@@ -77,7 +81,7 @@ def _chart(name: str, frames: Sequence[Frame], above: Any, below: Any) -> None:
     above.yaxis.set_major_locator(FixedLocator([10.0**power for power in range(-6, 4)]))
     above.yaxis.set_minor_locator(NullLocator())
     above.yaxis.set_major_formatter(FuncFormatter(lambda s, _: _age(s)))
-    above.set_title(f"{name}: {totals(entries)}", fontsize=9, loc="left")
+    above.set_title(f"{name}: {totals(entries)}", fontsize=9, loc="left", parse_math=False)
     above.tick_params(labelbottom=False)
     rates = [sum(one.dropped.values()) / length for one, length in zip(entries, seconds, strict=True)]
     widths = [b - a for a, b in pairwise(edges)]
@@ -85,9 +89,7 @@ def _chart(name: str, frames: Sequence[Frame], above: Any, below: Any) -> None:
     below.set_ylabel("dropped/s", fontsize=8)
     below.set_ylim(0, max(rates) * 1.1 or 1)
     below.set_xlim(edges[0], edges[-1])
-    below.xaxis.set_major_formatter(
-        FuncFormatter(lambda s, _: time.strftime("%H:%M:%S", time.localtime(start + s)))
-    )
+    below.set_xticks(*heatmap_ticks.times(start, edges[-1]))
 
 
 def _age(seconds: float) -> str:

@@ -14,6 +14,7 @@ from tidegate.kernel import sock_diag
 
 NAMED = Path("/run/netns")  # where ip-netns(8) keeps them
 _CLONE_NEWNET = 0x40000000
+_AS_ROOT = "run it as root"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,8 +41,13 @@ def by_name(name: str) -> Namespace:
         path = f"/proc/{name.removeprefix('pid:')}/ns/net"
     else:
         path = name if "/" in name else str(NAMED / name)
-    if not os.path.exists(path):
-        raise NamespaceError(f"no network namespace {name}", "ip netns list; or give a path, or pid:NUMBER")
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise NamespaceError(f"no permission to look at network namespace {name}", _AS_ROOT) from None
+    except OSError:
+        fix = "ip netns list; or give a path, or pid:NUMBER"
+        raise NamespaceError(f"no network namespace {name}", fix) from None
     return Namespace(name, path)
 
 
@@ -86,7 +92,7 @@ def inside(namespace: Namespace) -> Iterator[None]:
         try:
             _enter(namespace.path)
         except OSError as error:
-            fix = "run it as root" if isinstance(error, PermissionError) else ""
+            fix = _AS_ROOT if isinstance(error, PermissionError) else ""
             raise NamespaceError(f"network namespace {namespace.name}: {error.strerror}", fix) from None
         try:
             yield

@@ -23,16 +23,20 @@ class Owner:
 
 @dataclass(slots=True)
 class Owners:
-    """By socket inode. `hidden` tells that some processes could not be looked into (we are not root)."""
+    """By socket inode. `hidden` tells that some processes could not be looked into.
+
+    That is so for all but root, and for root in a container without CAP_SYS_PTRACE.
+    """
 
     by_inode: dict[int, Owner] = field(default_factory=dict)
     hidden: bool = False
+    by_root: bool = False  # it was root who looked
 
 
 def find(inodes: Collection[int]) -> Owners:
     """Looks through the open files of every process we may see."""
     holders: dict[int, list[int]] = {}
-    found = Owners()
+    found = Owners(by_root=os.geteuid() == 0)
     targets = {f"socket:[{inode}]": inode for inode in inodes}
     for pid in psutil.pids():
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tidegate.errors import OperatorError
-from tidegate_tools import heatmap, heatmap_png, recording
+from tidegate_tools import heatmap, heatmap_png, recording, table
 
 
 class PlotError(OperatorError):
@@ -54,4 +54,4 @@ def command(recorded: Path, listener: tuple[str, ...], out: Path, title: str) ->
         out.write_bytes(drawn)
     except OSError as error:
         raise PlotError(f"cannot write {out}: {error.strerror}") from None
-    click.echo(f"{len(frames)} intervals drawn in {out}")
+    click.echo(f"{table.several(len(frames), 'interval')} drawn in {out}")

@@ -11,7 +11,7 @@ import click
 
 from tidegate.config.errors import BadValueError
 from tidegate.config.units import parse_size
-from tidegate_tools import ages_view, client, namespaces, owners
+from tidegate_tools import ages_view, client, namespaces, owners, table
 from tidegate_tools.ages_view import Row, Selection
 from tidegate_tools.recording import Entry, Frame, Writer
 from tidegate_tools.snapshot import Reader
@@ -70,7 +70,8 @@ def command(
                 frames += 1
         except KeyboardInterrupt:
             pass
-    click.echo(f"{frames} intervals in {out}; draw them with: tidegate plot {out} --out {out.stem}.html")
+    written = table.several(frames, "interval")
+    click.echo(f"{written} in {out}; draw it with: tidegate plot {out} --out {out.stem}.html")
 
 
 class Recorder:
@@ -80,6 +81,7 @@ class Recorder:
         self._reader = reader
         self._control = control
         self._selection = selection
+        self._said = client.Said()
         self._before: dict[str, Row] = {}
         self._at = time.monotonic()
         self.frame()  # what was counted before is not of the recording
@@ -87,7 +89,8 @@ class Recorder:
     def frame(self) -> Frame:
         """The interval since the last call."""
         snapshot = self._reader.read()
-        status = client.status_if_any(self._control)
+        status, unasked = client.known(self._control)
+        self._said.note(unasked)
         held = owners.Owners()
         if self._selection.patterns:  # only to select by
             held = owners.find({one.inode for queue in snapshot.queues for one in queue.sockets})

@@ -106,6 +106,11 @@ def count(number: int | None) -> str:
     return f"{number / 1e12:.0f}T"
 
 
+def several(number: int, what: str) -> str:
+    """1 interval, 2 intervals."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def size(number: int) -> str:
     """Bytes, in binary units: 0B, 999B, 1.5K, 20K, 3.0M."""
     if number < 1024:

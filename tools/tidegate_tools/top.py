@@ -88,20 +88,17 @@ class _Source:
         inodes = {one.inode for queue in snapshot.queues for one in queue.sockets}
         held = owners.find(inodes).by_inode if status is None else {}
         listed = self._sessions() if sessions and status is not None else None
-        return Look(now, snapshot.queues, held, status, listed, note)
+        return Look(now, snapshot.queues, held, status, listed, note, self._host)
 
     def _status(self) -> tuple[dict[str, Any] | None, str]:
         if self._host:
-            return None, "every TCP listener of this host"
-        try:
-            status = client.status_if_any(self._control)
-        except ControlUnreachable:
-            # it may come back: an upgrade, a restart
-            if not self._answered:
-                raise
-            return None, "tidegate does not answer; the TCP listeners of this host:"
+            return None, "tidegate is left out (--host)"
+        status, note = client.known(self._control)
         self._answered = self._answered or status is not None
-        return status, ""
+        if status is None and not note:
+            # it may come back: an upgrade, a restart
+            note = "tidegate does not answer any more" if self._answered else "no tidegate runs"
+        return status, note
 
     def _sessions(self) -> list[dict[str, object]] | None:
         if not self._lists_sessions:

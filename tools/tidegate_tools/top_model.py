@@ -28,7 +28,8 @@ class Look:
     owners: dict[int, Owner]
     status: dict[str, Any] | None
     sessions: Sequence[dict[str, Any]] | None = None
-    note: str = ""  # why there is no status, when there should be one
+    note: str = ""  # why there is no status
+    left_out: bool = False  # tidegate was not asked, as the command line wants
 
 
 @dataclass(slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -47,15 +48,17 @@ class Controls:
     clock: str = ""
 
 
+_NOTE_LINES = 3  # of why there is no status, at most
+
 HELP = """\
 up, down     choose a listener        enter  look into it      esc  back
 s            next order               p      pause, and go on
 + -          look more, less often    e      sessions by age (tidegate)
 ?            this page                q      quit
 
-WAITING is what accept() has not taken yet, OLDEST the age of its oldest. P99 is
-of the ages at accept since the look before. AGE draws the greater of the two
-for each look, on a log scale from 0.1 ms (flat) to 10 s (full).
+WAITING is what accept() has not taken yet, OLDEST the age of its oldest.
+P99 is of the ages at accept since the look before. AGE draws the greater
+of the two for each look, on a log scale from 0.1 ms (flat) to 10 s (full).
 """
 
 
@@ -84,8 +87,10 @@ def _head(history: History, controls: Controls, width: int) -> list[Line]:
     right += f"by {controls.sort}  every {controls.interval_s:g}s  {controls.clock}"
     waiting = sum(row.waiting for row in rows)
     gone = sum(row.gone for row in rows)
+    notes: list[str] = []
     if status is None:
-        left = history.last.note or "no tidegate runs: the TCP listeners of this host"
+        left = "the TCP listeners of this host"
+        notes = textwrap.wrap(table.clean(history.last.note), width, break_on_hyphens=False)[:_NOTE_LINES]
         second = f"waiting {table.count(waiting)}, of them gone {table.count(gone)}"
     else:
         left = f"tidegate {status['version']}  up {table.duration(status['uptime_s'] * 1e9)}"
@@ -98,7 +103,8 @@ def _head(history: History, controls: Controls, width: int) -> list[Line]:
             f"waiting {table.count(waiting)}, of them gone {table.count(gone)}"
         )
     room = width - len(right) - 2
-    return [Line(f"{left[:room]:<{room}}  {right}", Style.HEAD), Line(second), Line("")]
+    first = Line(f"{left[:room]:<{room}}  {right}", Style.HEAD)
+    return [first, *(Line(one, Style.HEAD) for one in notes), Line(second), Line("")]
 
 
 def rate(per_second: float | None) -> str:
@@ -114,11 +120,15 @@ def _overview(history: History, controls: Controls, width: int, room: int) -> li
     clusters: list[Line] = []
     drops: list[Line] = []
     if status is not None:
-        # listeners get at least a third of the screen
-        share = max(3, room // 4)
-        workers = [*_workers(status, width, share), Line("")]
-        clusters = [Line(""), *_clusters(status, width, share)]
         drops = [Line(""), *_drops(history)]
+        free = room - len(drops) - 2  # empty lines, one below the workers and one above the backends
+        listeners = len(history.listeners()) + 1
+        backends = 1 + sum(len(cluster["backends"]) for cluster in status["clusters"])
+        # each may take what the others leave, and a quarter in any case
+        share = max(3, room // 4)
+        workers = [*_workers(status, width, max(share, free - listeners - backends)), Line("")]
+        below = free - listeners - (len(workers) - 1)
+        clusters = [Line(""), *_clusters(status, width, max(share, below))]
     left = room - len(workers) - len(clusters) - len(drops)
     return [*workers, *_listeners(history, controls, width, max(3, left)), *drops, *clusters]
 
@@ -264,6 +274,8 @@ def _histogram(buckets: Sequence[int], width: int, limit: int) -> list[Line]:
 def _sessions(history: History, width: int, room: int) -> list[Line]:
     sessions = history.last.sessions
     if sessions is None:
+        if history.last.left_out:
+            return [Line("sessions are tidegate's, which --host leaves out: run top without it")]
         return [Line("sessions are not known: no tidegate that lists them answers")]
     columns = [Column("AGE", right=True), Column("IDLE", right=True), Column("LISTENER", flex=True)]
     columns += [Column("CLIENT", flex=True), Column("BACKEND", flex=True), Column("STATE")]

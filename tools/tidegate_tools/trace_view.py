@@ -62,10 +62,8 @@ def oldest_ns(queues: Sequence[Queue]) -> int | None:
 
 def between(first: Sample, second: Sample) -> Interval:
     """The difference of two looks. The maximum is known to its histogram bucket, unless it is a new one."""
-    buckets = [b - a for a, b in zip(first.ages.buckets, second.ages.buckets, strict=True)]
-    top = max((index for index, number in enumerate(buckets) if number > 0), default=None)
-    new_max = second.ages.max_ns if second.ages.max_ns > first.ages.max_ns else None
-    max_ns = new_max if new_max or top is None else min((2 << top) - 1, second.ages.max_ns)
+    ages = _ages_between(first.ages, second.ages)
+    max_ns = ages.max_ns if ages.count else None
     return Interval(
         seconds=(second.at_ns - first.at_ns) / 1e9,
         arrived=second.counts.arrived - first.counts.arrived,
@@ -74,10 +72,19 @@ def between(first: Sample, second: Sample) -> Interval:
         waiting=second.waiting,
         waiting_gone=second.waiting_gone,
         oldest_ns=second.oldest_ns,
-        p50_ns=bucket_percentile(buckets, 0.5, max_ns),
-        p99_ns=bucket_percentile(buckets, 0.99, max_ns),
+        p50_ns=bucket_percentile(ages.buckets, 0.5, max_ns),
+        p99_ns=bucket_percentile(ages.buckets, 0.99, max_ns),
         max_ns=max_ns,
     )
+
+
+def _ages_between(first: Ages, second: Ages) -> Ages:
+    buckets = tuple(b - a for a, b in zip(first.buckets, second.buckets, strict=True))
+    top = max((index for index, number in enumerate(buckets) if number > 0), default=None)
+    max_ns = second.max_ns
+    if max_ns <= first.max_ns:  # it may be of before
+        max_ns = 0 if top is None else min((2 << top) - 1, max_ns)
+    return Ages(sum(buckets), second.sum_ns - first.sum_ns, max_ns, buckets)
 
 
 def header() -> str:
@@ -110,6 +117,7 @@ class Summary:
     accepted: int
     gone: int
     half_closed: int
+    waited_before: int  # established before the trace; `arrived` does not have them, what became of them does
     waiting: int
     waiting_gone: int
     untimed: int
@@ -121,20 +129,26 @@ class Summary:
 def summarize(
     cgroup: str, first: Sample, last: Sample, high_water_ns: int, cost: list[Cost] | None
 ) -> Summary:
-    """From the first look to the last; `high_water_ns` is the oldest that any look saw waiting."""
-    counts = last.counts
+    """From the first look to the last; `high_water_ns` is the oldest that any look saw waiting.
+
+    As the intervals do, it leaves out what was accepted after the programs were attached and before the first
+    look: with it there would be more accepted than came.
+    """
+    whole = between(first, last)
+    ages = _ages_between(first.ages, last.ages)
     return Summary(
         cgroup=cgroup,
-        seconds=(last.at_ns - first.at_ns) / 1e9,
-        arrived=counts.arrived,
-        accepted=counts.taken,
-        gone=counts.gone,
-        half_closed=counts.half_closed,
+        seconds=whole.seconds,
+        arrived=whole.arrived,
+        accepted=whole.accepted,
+        gone=whole.gone,
+        half_closed=last.counts.half_closed - first.counts.half_closed,
+        waited_before=first.waiting,
         waiting=last.waiting,
         waiting_gone=last.waiting_gone,
         untimed=last.untimed,
-        high_water_ns=max(high_water_ns, last.ages.max_ns),
-        ages=last.ages,
+        high_water_ns=max(high_water_ns, ages.max_ns),
+        ages=ages,
         cost=cost,
     )
 
@@ -146,7 +160,8 @@ def summary_text(summary: Summary) -> str:
     lines = [
         f"traced {summary.cgroup} for {summary.seconds:.1f} s",
         "",
-        f"established    {summary.arrived}",
+        f"established    {summary.arrived}"
+        + (f", and {summary.waited_before} that waited before" if summary.waited_before else ""),
         f"accepted       {summary.accepted}, of them reset while they waited {summary.gone}, "
         f"half-closed {summary.half_closed}",
         f"left waiting   {summary.waiting}, of them gone {summary.waiting_gone}",

@@ -330,7 +330,6 @@ def test_watch_ends_quietly() -> None:
     ("arguments", "code", "words"),
     [
         (["nosuchserver"], 3, "no TCP listener matches"),
-        (["--control", "/nonexistent.sock"], 3, "/nonexistent.sock"),
         (["--netns", "nosuchnamespace"], 2, "no network namespace"),
         (["--min-age", "5"], 2, "unit"),
         (["--sort", "colour"], 2, "colour"),

@@ -77,6 +77,8 @@ def test_status_is_as_described() -> None:
         parts = [document, *document["workers"], *document["listeners"], *document["clusters"][0]["backends"]]
         for part in parts:
             assert set(part) <= described, set(part) - described
+        page = (DOCS / "workers.md").read_text().partition("## JSON")[2]
+        assert set(document["workers"][0]) <= set(re.findall(r"`(\w+)`", page))
         text = asked(gate, "status")
         assert f"process {gate.supervisor_pid}," in text
         assert all(len(line) < 80 for line in text.splitlines())
@@ -98,6 +100,14 @@ def test_drain_of_a_worker_and_of_all() -> None:
         asked(gate, "drain")
         assert gate.wait() == 0
         assert "no tidegate answers" in asked(gate, "status", code=3)
+
+
+def test_errors_counts_only_those_that_answer() -> None:
+    with Backend("echo") as backend, Tidegate(tcp_config([backend.address], workers=2)) as gate:
+        assert "started: 0; shown: 0" in asked(gate, "errors")
+        with stopped(*gate.worker_pids()):
+            said = asked(gate, "errors")
+            assert said.endswith("not known: 2 of 2 workers did not answer\n")
 
 
 def test_drain_waits_for_the_end_when_told_to() -> None:

@@ -73,6 +73,17 @@ def test_gone_waiting_and_high_water() -> None:
     assert summary["high_water_ns"] >= least - 10_000_000
 
 
+def test_what_waited_before_is_told_apart() -> None:
+    with cgroup() as path, listener(path) as server, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(closing(socket.create_connection(server.getsockname())))
+        with traced("--cgroup", str(path)) as trace:
+            for _ in range(3):
+                stack.enter_context(closing(server.accept()[0]))
+            summary = trace.finish()
+    assert (summary["arrived"], summary["accepted"], summary["waited_before"]) == (0, 3, 3)
+
+
 @pytest.mark.parametrize("peer", [Nginx, HAProxy])
 def test_a_stalled_proxy_by_its_pid(peer: type[Nginx] | type[HAProxy]) -> None:
     with cgroup() as path, closing(socket.create_server(("127.0.0.1", 0))) as backend:
@@ -168,6 +179,7 @@ def test_cost_is_said(tmp_path: Path) -> None:
         (["--cgroup", "/x", "--pid", "1"], 2, "one of them"),
         (["--cgroup", str(mount_point())], 2, "root cgroup"),
         (["--cgroup", "/nonexistent/cgroup"], 1, "/nonexistent/cgroup"),
+        (["--cgroup", "/tmp"], 1, "/tmp is not a cgroup v2 directory"),
         (["--pid", "4194304"], 1, "no process"),
     ],
 )

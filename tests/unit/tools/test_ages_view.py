@@ -108,9 +108,27 @@ def test_text() -> None:
     assert lines[3].split() == ["127.0.0.1:82", "-", "0/128", "0", "-", "-", "-", "0", "-"]
     assert "127.0.0.1:80  10.0.0.1:4001  900ms       10B  open   stamp" in lines
     assert "(the oldest 2 of 5; --limit shows more)" in lines
-    assert "Ages at accept, since tidegate 42 started (by bpf):" in lines
+    assert "Ages at accept since tidegate started, upgrades included (by bpf):" in lines
     assert lines[-3].split() == ["web", "1234", "1ms", "1ms", "2ms", "2ms", "stale", "7"]
     assert all(len(line) < 80 for line in lines)
+
+
+def test_nothing_matches() -> None:
+    text = ages_view.as_text(view(patterns=["nosuch"]))
+    assert text == "no TCP listener matches nosuch"
+
+
+@pytest.mark.parametrize(("by_root", "hint"), [(True, False), (False, True)])
+def test_root_is_not_sent_to_root(by_root: bool, hint: bool) -> None:
+    owners = Owners(hidden=True, by_root=by_root)
+    shown = ages_view.build(Snapshot([queue("127.0.0.1", 80, [], 1)], 99), owners, None, Selection())
+    (note,) = shown.notes
+    assert ("root sees more" in note) is hint
+
+
+def test_json_says_why_tidegate_is_missing() -> None:
+    shown = ages_view.build(Snapshot([], 99), Owners(), None, Selection(), "may not ask")
+    assert ages_view.as_json(shown)["notes"] == ["may not ask"]
 
 
 def test_columns_appear_when_they_say_something() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tidegate.http.errors import Fault, RequestError
 from tidegate.session.refusals import Refusals
-from tidegate_tools.errors import lines
+from tidegate_tools.errors import lines, totals
 
 
 def shown(data: bytes, at: int, width: int = 79, side: str = "client") -> list[str]:
@@ -50,3 +50,15 @@ def test_more_is_shown_before_the_byte_than_behind_it(width: int) -> None:
     *_, excerpt, mark = shown(b"a" * 500 + b"!" + b"b" * 500, 500, width)
     assert excerpt[len(mark) - 1] == "!"
     assert excerpt.count("a") >= min(48, (width - 4) * 3 // 5)
+
+
+@pytest.mark.parametrize(
+    ("total", "answered", "said"),
+    [
+        (5, 2, "refused since the workers started: 5; shown: 0"),
+        (3, 1, "refused by those that answered: 3; shown: 0; 1 of 2 workers did not answer"),
+        (0, 0, "not known: 2 of 2 workers did not answer"),
+    ],
+)
+def test_only_what_was_heard_is_counted(total: int, answered: int, said: str) -> None:
+    assert totals({"total": total, "workers": 2, "answered": answered, "errors": [], "notes": []}) == said

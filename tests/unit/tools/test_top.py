@@ -13,7 +13,7 @@ from tidegate_tools.owners import Owner
 from tidegate_tools.queues import Queue, Source, Waiter
 from tidegate_tools.top import press
 from tidegate_tools.top_model import SORTS, History, Look, ordered
-from tidegate_tools.top_view import Controls, Screen, Style, frame, rate
+from tidegate_tools.top_view import HELP, Controls, Screen, Style, frame, rate
 
 MS = 1_000_000
 SIZES = [(80, 24), (132, 43)]
@@ -69,10 +69,10 @@ def served_history(**shape: int) -> History:
     return history
 
 
-def host_history() -> History:
+def host_history(note: str = "no tidegate runs", left_out: bool = False) -> History:
     history = History()
     owners = {80: Owner(7, "nginx", (7, 8))}
-    history.add(Look(0, [queue(80, [5, 1500]), queue(22, [])], owners, None))
+    history.add(Look(0, [queue(80, [5, 1500]), queue(22, [])], owners, None, note=note, left_out=left_out))
     return history
 
 
@@ -130,9 +130,36 @@ def test_a_hung_worker_and_drops_stand_out() -> None:
 
 def test_host_without_tidegate() -> None:
     lines = text(host_history(), Controls())
-    assert lines[0].startswith("no tidegate runs")
-    assert lines[3].split() == ["ADDRESS", "PROCESS", "WAITING", "GONE", "OLDEST", "AGE"]
-    assert lines[4].split()[:5] == ["127.0.0.1:80", "nginx/7", "2", "0", "1.5s"]
+    assert lines[0].startswith("the TCP listeners of this host  ")
+    assert lines[1] == "no tidegate runs"
+    assert lines[4].split() == ["ADDRESS", "PROCESS", "WAITING", "GONE", "OLDEST", "AGE"]
+    assert lines[5].split()[:5] == ["127.0.0.1:80", "nginx/7", "2", "0", "1.5s"]
+
+
+def test_why_tidegate_is_not_shown_is_never_cut() -> None:
+    note = f"may not ask the tidegate at /{'very-long-path/' * 7}control.sock (needs root)"
+    lines = text(host_history(note), Controls(clock="22:13:00", paused=True))
+    assert "".join(lines[1:3]).replace(" ", "") == note.replace(" ", "")
+    assert lines[0].startswith("the TCP listeners of this host  ")
+    assert lines[3].startswith("waiting 2")
+
+
+@pytest.mark.parametrize(("left_out", "words"), [(True, "--host leaves out"), (False, "not known")])
+def test_sessions_that_are_not_there(left_out: bool, words: str) -> None:
+    assert words in text(host_history(left_out=left_out), Controls(screen=Screen.SESSIONS))[-2]
+
+
+def test_the_help_page_is_not_cut() -> None:
+    assert all(len(line) <= 79 for line in HELP.splitlines())  # top draws in a column less than there are
+    lines = text(served_history(), Controls(screen=Screen.HELP), 79)
+    assert lines[3:-1] == HELP.splitlines()
+
+
+@pytest.mark.parametrize("shape", [{"workers": 1, "backends": 8}, {"workers": 8, "backends": 1}])
+def test_lists_that_fit_are_not_shortened(shape: dict[str, int]) -> None:
+    lines = text(served_history(**shape), Controls())
+    assert not any("more" in line for line in lines)
+    assert len(lines) <= 24
 
 
 def test_looking_into_a_listener() -> None:

@@ -22,6 +22,14 @@ class ControlUnreachable(OperatorError):
     exit_code = EXIT_UNREACHABLE
 
 
+class ControlAbsent(ControlUnreachable):
+    """There is no socket of that name, or nobody listens on it."""
+
+
+class ControlForbidden(ControlUnreachable):
+    """The socket, or its directory, is not for this user."""
+
+
 class ControlError(OperatorError):
     """tidegate answered that it could not do it; `code` is one of the closed list in control.protocol."""
 
@@ -101,11 +109,12 @@ def ask(path: str, verb: str, args: dict[str, Any] | None = None, timeout_s: flo
                 "look at the supervisor: ps -C tidegate, its log",
             ) from None
         except PermissionError:
-            raise ControlUnreachable(
+            raise ControlForbidden(
                 f"no permission to use {path}", "run it as root or as tidegate's own user"
             ) from None
         except OSError as error:
-            raise ControlUnreachable(
+            absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            raise (ControlAbsent if absent else ControlUnreachable)(
                 f"no tidegate answers at {path} ({error.strerror or error})",
                 "start one with `tidegate run FILE`, or name its control socket with --control",
             ) from None

@@ -39,6 +39,11 @@ def own_cgroup(text: str | None = None) -> str:
     raise KernelUnavailable("this process is in no cgroup2 hierarchy", "tidegate doctor")
 
 
+def is_cgroup(directory: Path) -> bool:
+    """Whether it is a directory of a cgroup2 hierarchy; those of version 1 lack the file."""
+    return (directory / "cgroup.controllers").is_file()
+
+
 def _delegated(directory: Path) -> bool:
     for name in ("trusted.delegate", "user.delegate"):
         with contextlib.suppress(OSError):

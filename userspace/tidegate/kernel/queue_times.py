@@ -23,7 +23,7 @@ from typing import Final, Self
 from tidegate.errors import OperatorError
 from tidegate.kernel import bpf, maps
 from tidegate.kernel.bpf import AttachType, ProgType
-from tidegate.kernel.cgroup import mount_point
+from tidegate.kernel.cgroup import is_cgroup, mount_point
 from tidegate.kernel.kernel_types import member_offset
 from tidegate.kernel.loader import MapNumber, Objects, Program, compile_programs
 from tidegate.kernel.records import MAX_QUEUED_ASKS, QueuedAsk, TraceState
@@ -198,9 +198,12 @@ class QueueTimes:
 
 def _cgroup_id(cgroup: Path) -> int:
     try:
-        return cgroup.stat().st_ino
+        number = cgroup.stat().st_ino
     except OSError as error:
         raise TracingError(f"cgroup {cgroup}: {error.strerror}") from None
+    if not is_cgroup(cgroup):
+        raise TracingError(f"{cgroup} is not a cgroup v2 directory", f"name one below {mount_point()}")
+    return number
 
 
 def _check(reader_fd: int) -> None:

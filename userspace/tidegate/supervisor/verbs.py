@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate import logs
+from tidegate.config.defaults import MAX_WEIGHT
 from tidegate.control.protocol import (
     Arg,
     ErrorCode,
@@ -135,7 +136,7 @@ class Verbs:
     @staticmethod
     def _change_verbs(changes: RuntimeChanges) -> dict[str, Verb]:
         place = (_CLUSTER, _BACKEND)
-        weight = Arg("weight", integer(1, 1_000_000), "its share relative to the others'")
+        weight = Arg("weight", integer(1, MAX_WEIGHT), "its share relative to the others'")
         mode: Callable[[str], Callable[[Args, Reply], None]] = lambda name: (  # noqa: E731
             lambda args, reply: changes.backend_mode(args, name, reply)
         )
@@ -246,6 +247,7 @@ class Verbs:
 
     def _errors(self, args: Args, reply: Reply) -> None:
         limit = args["limit"] or 20
+        workers = self._supervisor.workers.all
 
         def done(answers: Answers) -> None:
             found = [
@@ -255,9 +257,10 @@ class Verbs:
             ]
             found.sort(key=lambda one: float(one["time"]), reverse=True)
             total = sum(int(part.get("total", 0)) for part in answers.parts.values())
-            reply.ok({"total": total, "errors": found[:limit], "notes": answers.notes})
+            heard = {"workers": len(workers), "answered": len(answers.parts)}
+            reply.ok({"total": total, **heard, "errors": found[:limit], "notes": answers.notes})
 
-        self._supervisor.queries.ask(self._supervisor.workers.all, "errors", {"limit": limit}, done)
+        self._supervisor.queries.ask(workers, "errors", {"limit": limit}, done)
 
     def _events(self, args: Args, reply: Reply) -> None:
         level = args["level"] or "info"

@@ -28,7 +28,8 @@ def event_name(value: object) -> str:
     if isinstance(value, str) and value in _NAMES:
         return value
     near = get_close_matches(str(value), _NAMES, 1)
-    raise ValueError(f"has an unknown event; did you mean {near[0]}?" if near else "has an unknown event")
+    unknown = f"has an unknown event {str(value)[:60]!r}"
+    raise ValueError(f"{unknown}; did you mean {near[0]}?" if near else unknown)
 
 
 class EventHub(logging.Handler):
