@@ -371,6 +371,27 @@ def test_nothing_is_changed_while_it_ends(backend: Backend) -> None:
         gate.wait()
 
 
+def test_draining_twice_cuts_nobody(backend: Backend) -> None:
+    config = tcp_config([backend.address], top={"drain_timeout": "20s"})
+    with Tidegate(config) as gate, LineClient(gate.port()) as client:
+        speak(client)
+        assert gate.call("drain")["message"] == "draining; ends within 20 s"
+        wait_until(lambda: gate.events("draining"), 5, "the drain to begin")
+        for _ in range(2):
+            said = gate.call("drain")["message"]
+            before, after = said.split("ends within ")
+            assert before == "draining already; "
+            assert 0 < int(after.removesuffix(" s")) <= 20
+            speak(client)
+        # nor does the first signal: only a second one means "now"
+        gate.child.signal(signal.SIGTERM)
+        wait_until(lambda: len(gate.events("draining")) == 2, 5, "the signal to be seen")
+        speak(client)
+        gate.child.signal(signal.SIGTERM)
+        assert client.end() in ("eof", "reset")
+        gate.wait()
+
+
 def test_concurrent_changes_all_take_effect(gate: Tidegate) -> None:
     failed: list[BaseException] = []
 

@@ -23,6 +23,7 @@ def command(control: str | None, as_json: bool, worker: int | None, timeout: flo
     """Let a worker, or all of tidegate, finish its sessions and stop.
 
     No new connection is given to it; what it has may finish within the configured drain_timeout.
+    Asked again while all of it drains, it changes nothing and says how long remains.
     """
     args = {} if worker is None else {"worker": worker}
     answer = client.call(control, "drain", args, timeout)
