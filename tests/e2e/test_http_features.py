@@ -172,10 +172,22 @@ def test_a_proxy_header_says_who_the_client_is(version: str) -> None:
                 assert client.get().status == 200
             assert turned_away(gate.port(), PLAIN) == b""
         assert len(seen) == 3
-        with proxy([backend.address], proxy_protocol=version) as gate:  # nobody is trusted
-            assert turned_away(gate.port(), header + PLAIN) == b""
-            assert gate.listener()["ended"]["bad_proxy_header"] == 1
         assert len(seen) == 3
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_a_peer_that_may_not_send_a_proxy_header_is_told_to_the_operator(protocol: str) -> None:
+    others = {"proxy_protocol": "v1", "trusted": ["192.0.2.0/24"]}
+    with ScriptedBackend() as backend, proxy([backend.address], protocol=protocol, **others) as gate:
+        assert turned_away(gate.port(), encode_v1(SOURCE, DESTINATION) + PLAIN) == b""
+        wait_until(lambda: gate.listener()["ended"]["bad_proxy_header"] == 1, 5, "the end to be counted")
+        refused = gate.call("errors")
+        assert refused["total"] == 1
+        (one,) = refused["errors"]
+        assert (one["fault"], one["message"], one["position"]) == ("not_trusted", "peer not in trusted", -1)
+        assert one["client"].startswith("127.0.0.1:")
+        (ended,) = gate.events("session_ended")
+        assert (ended["reason"], ended["fault"]) == ("bad_proxy_header", "not_trusted")
 
 
 @pytest.mark.parametrize("protocol", ["http", "tcp"])

@@ -74,7 +74,10 @@ class EndReason(Documented):
     IDLE = "idle", "An HTTP client sent no further request within keepalive_timeout."
     REQUEST_TIMEOUT = "request_timeout", "No whole HTTP request head came within request_timeout."
     BAD_REQUEST = "bad_request", "The HTTP request was malformed or over a limit, and was refused."
-    BAD_PROXY_HEADER = "bad_proxy_header", "The PROXY header was missing, malformed or of another version."
+    BAD_PROXY_HEADER = (
+        "bad_proxy_header",
+        "The PROXY header was missing or wrong, or its sender is not in `trusted`.",
+    )
     BACKEND_CLOSED = "backend_closed", "The backend closed before or inside its HTTP response."
     BAD_RESPONSE = "bad_response", "The backend's HTTP response was malformed or over a limit."
     OVERLOADED = "overloaded", "No place at the cluster came free in time, or too many waited for one."

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tidegate import logs
 from tidegate.http.accesslog import Record
-from tidegate.http.proxyproto import ProxyError, ProxyReader
+from tidegate.http.proxyproto import ProxyError, ProxyReader, not_trusted
 from tidegate.http.ratelimit import retry_after_s
 from tidegate.http.reader import BODY, FAILED
 from tidegate.http.request import RequestParser, RequestRules
@@ -77,6 +77,7 @@ class HttpSession(SplicedBodies):
         address = self.peer[0] if isinstance(self.peer, tuple) else ""
         if self.http.expect_proxy:
             if address and not self.http.site.trusts(address):
+                self._note(not_trusted(), format_peer(self.peer))
                 self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
                 return
             self._state = PROXY
