@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from harness.http_wire import (
     turned_away,
 )
 from harness.line_client import LineClient
+from harness.ports import free_port
 from harness.proc import Tidegate, tcp_config
 from harness.waiting import wait_until
 
@@ -372,8 +374,16 @@ def test_places_at_a_cluster_are_handed_on_and_waiting_ends() -> None:
 
 
 def test_stale_first_requests_get_503_where_that_is_wanted() -> None:
-    listener = {"on_stale": "503", "stale_after": "200ms"}
-    with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        log = {"path": str(path), "format": "json"}
+        listener = {"on_stale": "503", "stale_after": "200ms", "access_log": log}
+        backend = stack.enter_context(ScriptedBackend())
+        at = f"127.0.0.1:{free_port()}"
+        config = tcp_config([backend.address], protocol="http", top={"metrics": at}, **listener)
+        gate = stack.enter_context(Tidegate(config))
         (worker,) = gate.worker_pids()
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -389,6 +399,20 @@ def test_stale_first_requests_get_503_where_that_is_wanted() -> None:
             "close",
         )
         assert silent.rest() == b""
+        wait_until(lambda: path.exists() and path.read_text().count("\n") == 1, 5, "its line")
+        line = json.loads(path.read_text())
+        assert (line["status"], line["end"], line["method"], line["path"]) == (503, "stale", "GET", "/")
+        assert (line["client"], line["host"], line["backend"]) == ("127.0.0.1", "a", "")
+        assert line["bytes_in"] == len(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert line["bytes_out"] > 50
+        assert line["queue_age_us"] >= 200_000
+        counted = gate.listener()
+        assert counted["dropped"]["stale"] == 2
+        with urllib.request.urlopen(f"http://{at}/metrics", timeout=10) as page:
+            shown = page.read().decode()
+        assert 'tidegate_own_answers_total{listener="front"} 1\n' in shown
+        assert 'tidegate_requests_total{listener="front",status="server_error"} 1\n' in shown
+        assert 'tidegate_request_duration_seconds_count{listener="front"} 1\n' in shown
         asking.close()
         silent.close()
         assert backend.seen == b""
