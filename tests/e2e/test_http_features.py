@@ -240,12 +240,38 @@ def test_the_access_log_tells_of_every_request_and_reopens() -> None:
             assert (one["reused"], two["reused"]) == (False, True)
             assert two["queue_age_us"] is None and two["first_byte_us"] <= two["total_us"]
             assert (bad["status"], bad["end"]) == (400, "bad_request:header")
+            assert one["connect_us"] > 0 and two["connect_us"] is None
+            assert one["connect_us"] + one["first_byte_us"] <= 2 * one["total_us"]
+            assert own["total_us"] > 0 and own["first_byte_us"] is None
+            assert bad["total_us"] > 0
             path.rename(path.with_suffix(".1"))
             os.kill(gate.supervisor_pid, signal.SIGUSR1)
             wait_until(path.exists, 5, "the new file")
             with HttpClient(gate.port()) as client:
                 client.get("/three")
             wait_until(lambda: "/three" in path.read_text(), 5, "its line in the new file")
+
+
+def test_a_request_that_never_becomes_whole_is_timed_from_its_beginning() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        listener = {"access_log": {"path": str(path), "format": "json"}, "request_timeout": "400ms"}
+        with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+            with HttpClient(gate.port()) as first:
+                first.send(b"GET / HTTP/1.1\r\n")
+                assert first.response().status == 408
+            with HttpClient(gate.port()) as later:
+                assert later.get().status == 200
+                time.sleep(1.0)  # idle: no part of the request that comes
+                begun = time.monotonic()
+                later.send(b"GET / HTTP/1.1\r\n")
+                assert later.response().status == 408
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 3, 5, "three lines")
+            elapsed_us = (time.monotonic() - begun) * 1e6
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            one, two = [line["total_us"] for line in lines if line["status"] == 408]
+            assert one > 350_000 and 400_000 <= two <= elapsed_us
 
 
 def test_the_access_log_counts_the_bytes_of_each_request_and_response() -> None:

@@ -258,9 +258,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "reason",
         _values(EndReason),
     ),
-    Metric(
-        "request_duration_ns", _L, _HISTOGRAM, "Time from a whole HTTP request head to the response's end."
-    ),
+    Metric("request_duration_ns", _L, _HISTOGRAM, "Time from an HTTP request's head to its response's end."),
     Metric("own_answers_total", _L, _COUNTER, "HTTP responses that tidegate gave itself."),
     Metric(
         "reused_connections_total", _L, _COUNTER, "HTTP requests sent on a kept-alive backend connection."
