@@ -91,7 +91,10 @@ class EventKind(Documented):
     ACCESS_LOG_NOT_OPENED = "access_log_not_opened", "A worker cannot open the access log."
     ACCESS_LOG_FAILED = "access_log_failed", "A write to the access log failed; its lines are dropped."
     ANSWER_FILE_UNREADABLE = "answer_file_unreadable", "A file of `answers` cannot be read."
-    METRICS_PROCESS_DIED = "metrics_process_died", "The process that serves metrics ended; `again` says when."
+    METRICS_PROCESS_DIED = (
+        "metrics_process_died",
+        "The process that serves metrics ended; `again` says when it is started anew.",
+    )
     METRICS_FAILED = "metrics_failed", "A fault of tidegate at a scrape; the traceback follows."
     STATSD_NOT_SENT = (
         "statsd_not_sent",
