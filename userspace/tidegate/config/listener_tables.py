@@ -206,7 +206,7 @@ LISTENER: Final = Table(
             "limits",
             listener_parts.LIMITS_KIND,
             defaults.LIMITS,
-            "Limits per client address.",
+            "Limits per client address, counted in each worker: N workers let through up to N times as much.",
         ),
         Key("answers", Answers(), (), "Files that replace tidegate's own answers, by status.", only=HTTP),
         Key(
