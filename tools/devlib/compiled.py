@@ -25,7 +25,7 @@ HOT = {
     "http": "request fields head headers response answering reader chunked forwarded stamps routes errors "
     "edits cookies paths limits proxyproto",
     "session": "http_state http_front http_exchange http_response http_bodies http_splice http_back "
-    "http_shared http http_upgrade plain_sockets tcp tcp_guard",
+    "http_shared http http_upgrade plain_sockets tcp_state tcp_connect tcp tcp_guard",
     "loop": "timers reactor slab",
     "cluster": "backend balance policies pool ejection retry inflight sticky",
     "metrics": "histogram",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 from harness.backends import Backend
+from harness.line_client import LineClient
 from harness.proc import Tidegate, run_tidegate, tcp_config
-from harness.processes import alive, stopped
+from harness.processes import alive, python, python_env, stopped
 from harness.waiting import wait_until
 
 from tidegate_tools.recording import read
@@ -96,6 +98,30 @@ def test_drain_of_a_worker_and_of_all() -> None:
         asked(gate, "drain")
         assert gate.wait() == 0
         assert "no tidegate answers" in asked(gate, "status", code=3)
+
+
+def test_drain_waits_for_the_end_when_told_to() -> None:
+    with Backend("echo") as backend, Tidegate(tcp_config([backend.address], workers=2)) as gate:
+        before = gate.worker_pids()
+        asked(gate, "drain", "--worker", "1", "--wait")
+        assert not alive(before[1])
+        assert "numbered" in asked(gate, "drain", "--worker", "7", "--wait", code=1)
+        wait_until(
+            lambda: {one["state"] for one in gate.status()["workers"]} == {"active"}, 10, "its successor"
+        )
+        with LineClient(gate.port()) as lasting:
+            assert lasting.ask("here") == "here"
+            waiting = subprocess.Popen(
+                [python(), "-m", "tidegate_tools", "drain", "--wait", "--control", gate.control],
+                env=python_env(), stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert waiting.stdout is not None
+            assert "draining" in waiting.stdout.readline()
+            assert lasting.ask("still") == "still"
+            assert waiting.poll() is None
+        assert waiting.wait(20) == 0
+        waiting.stdout.close()
+        assert gate.wait() == 0
 
 
 def test_reload_says_what_is_wrong_and_keeps_serving() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.supervisor.notify import Notifier
+from tidegate.supervisor.upgrade import successor_environment
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +86,13 @@ def test_the_watchdog_is_fed_at_half_its_limit(
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", pid)
     assert Notifier(address).watchdog_ns == ns
+
+
+def test_a_successor_feeds_the_watchdog_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))  # as systemd says it to us
+    environment = successor_environment(7)
+    with monkeypatch.context() as its:
+        its.setattr(os, "environ", environment)
+        its.setattr(os, "getpid", lambda: 1234567)
+        assert Notifier("/x").watchdog_ns == 1_500_000_000

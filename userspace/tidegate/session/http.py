@@ -48,7 +48,7 @@ from tidegate.session.http_state import (
     UPGRADES,
 )
 from tidegate.session.http_upgrade import Tunnel
-from tidegate.session.tcp import format_peer
+from tidegate.session.tcp_state import format_peer
 
 _log = logging.getLogger("tidegate.session")
 _abnormal = logs.RateLimited(_log, per_second=10)

@@ -18,7 +18,8 @@ from tidegate.session.splice_ends import SocketEnds, Taken
 
 if TYPE_CHECKING:
     from tidegate.session.splicer import Splicer
-    from tidegate.session.tcp import Flow, TcpSession
+    from tidegate.session.tcp import TcpSession
+    from tidegate.session.tcp_state import Flow
 
 # Nothing tells when the kernel's backlog is empty: look again this often.
 TICK_NS = 1_000_000

@@ -15,7 +15,8 @@ from tidegate.loop.reactor import EPOLLIN
 from tidegate.metrics.names import EndReason
 from tidegate.session.context import Context
 from tidegate.session.refusals import RING as refusals  # noqa: N811 - one per process
-from tidegate.session.tcp import CLOSED, TcpSession, format_peer
+from tidegate.session.tcp import TcpSession
+from tidegate.session.tcp_state import CLOSED, format_peer
 
 # Both versions end well below it; what follows a header waits in the kernel or goes first.
 _RECV = 16 * 1024

@@ -41,6 +41,14 @@ SEND_BUFFER = 4 << 20
 _SO_SNDBUFFORCE = 32
 
 
+def successor_environment(fd: int) -> dict[str, str]:
+    """What the successor starts with; `fd` is its end of the channel."""
+    environment = os.environ | {ENVIRONMENT: str(fd)}
+    # It names us. Without it systemd's watchdog is for whoever is the main process: sd_watchdog_enabled(3).
+    environment.pop("WATCHDOG_PID", None)
+    return environment
+
+
 class Upgrade:
     """The predecessor's side."""
 
@@ -70,7 +78,7 @@ class Upgrade:
         command = [sys.executable, "-m", "tidegate_tools.main", "run", supervisor.path]
         self._reply = reply
         self._reason = ""
-        self._child = subprocess.Popen(command, env=os.environ | {ENVIRONMENT: str(fd)}, pass_fds=[fd])
+        self._child = subprocess.Popen(command, env=successor_environment(fd), pass_fds=[fd])
         theirs.close()
         with contextlib.suppress(OSError):  # needs root; what is given waits here until the successor reads
             ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
