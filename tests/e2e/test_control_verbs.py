@@ -374,6 +374,54 @@ def test_nothing_is_changed_while_it_ends(backend: Backend) -> None:
         gate.wait()
 
 
+def test_a_worker_that_finished_in_a_drain_has_ended_and_is_not_dead(backend: Backend) -> None:
+    config = tcp_config([backend.address], workers=2, top={"drain_timeout": "20s"})
+    with Tidegate(config) as gate, LineClient(gate.port()) as client:
+        speak(client)
+        gate.call("drain")
+        wait_until(
+            lambda: sorted(one["state"] for one in gate.call("workers")["workers"]) == ["draining", "ended"],
+            5,
+            "the idle one to end",
+        )
+        (ended,) = [one for one in gate.call("workers")["workers"] if one["state"] == "ended"]
+        assert ended["pid"] == 0
+        client.sock.close()
+        gate.wait()
+
+
+def test_a_key_that_takes_a_restart_is_said_once(gate: Tidegate, backend: Backend) -> None:
+    config = tcp_config([backend.address], workers=3, top={"kill_hung_after": "60s"})
+    config["listener"][0]["address"] = f"127.0.0.1:{gate.port()}"
+    gate.write_config(config)
+    answer = gate.call("reload")
+    assert (answer["message"], answer["changes"]) == ("reloaded: nothing changed", ["nothing changed"])
+    assert answer["notes"] == ["workers keeps its old value until a restart"]
+    (event,) = gate.events("reloaded")
+    assert event["changes"].count("workers keeps its old value until a restart") == 1
+
+
+def test_draining_twice_cuts_nobody(backend: Backend) -> None:
+    config = tcp_config([backend.address], top={"drain_timeout": "20s"})
+    with Tidegate(config) as gate, LineClient(gate.port()) as client:
+        speak(client)
+        assert gate.call("drain")["message"] == "draining; ends within 20 s"
+        wait_until(lambda: gate.events("draining"), 5, "the drain to begin")
+        for _ in range(2):
+            said = gate.call("drain")["message"]
+            before, after = said.split("ends within ")
+            assert before == "draining already; "
+            assert 0 < int(after.removesuffix(" s")) <= 20
+            speak(client)
+        # nor does the first signal: only a second one means "now"
+        gate.child.signal(signal.SIGTERM)
+        wait_until(lambda: len(gate.events("draining")) == 2, 5, "the signal to be seen")
+        speak(client)
+        gate.child.signal(signal.SIGTERM)
+        assert client.end() in ("eof", "reset")
+        gate.wait()
+
+
 def test_concurrent_changes_all_take_effect(gate: Tidegate) -> None:
     failed: list[BaseException] = []
 

@@ -7,6 +7,8 @@ Each listener has an access log, for a request that never became one is a line t
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from harness.http_table import Site, Table, running
 from harness.http_wire import ScriptedBackend, Wire, answer_ok, read_head, read_request, turned_away
+from harness.processes import stopped
 from harness.waiting import wait_until
 
 TABLE = Table("The client | It gets")
@@ -26,18 +29,21 @@ GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Site]:
     """Listeners: `plain`; `hasty` (short timeouts), `narrow` (one place, and one may wait), `counted` (one
-    request a second, two connections), `proxied` (a PROXY header is needed).
+    request a second, two connections), `proxied` (a PROXY header is needed), `late` (503 for the stale).
     """
     with ExitStack() as stack:
         backend = stack.enter_context(ScriptedBackend())
         cluster: dict[str, Any] = {"backends": [backend.address], "retries": 0}
-        clusters = {name: dict(cluster) for name in ("plain", "hasty", "narrow", "counted", "proxied")}
+        clusters = {
+            name: dict(cluster) for name in ("plain", "hasty", "narrow", "counted", "proxied", "late")
+        }
         clusters["narrow"] |= {"max_in_flight": 1, "max_waiting": 1}
         listeners: dict[str, dict[str, Any]] = {
             "hasty": {"request_timeout": "500ms", "front_timeout": "500ms", "keepalive_timeout": "300ms"},
             "narrow": {"stale_after": "500ms"},
             "counted": {"limits": {"requests_per_second": 1, "burst": 1, "connections_per_client": 2}},
             "proxied": {"proxy_protocol": "any", "trusted": ["127.0.0.0/8"]},
+            "late": {"on_stale": "503", "stale_after": "200ms"},
         }
         yield stack.enter_context(running(TABLE, clusters, backend, listeners))
 
@@ -279,10 +285,22 @@ def test_over_a_limit(site: Site, row: str) -> None:
             site.ended(row, "limited")
 
 
-@row("sends no proper PROXY header where one is expected, or may not send one")
+@row("sends no proper PROXY header where one is expected, or is not in `trusted` (fault `not_trusted`)")
 def test_no_proxy_header(site: Site, row: str) -> None:
     assert turned_away(site.gate.port("proxied"), GET) == b""
     session_ended(site, row, "proxied", "bad_proxy_header", 0)
+
+
+@row('has a whole head here, but waited past stale_after for a session (on_stale = "503")')
+def test_a_stale_request(site: Site, row: str) -> None:
+    (worker,) = site.gate.worker_pids()
+    with stopped(worker), site.client("late") as client:
+        client.send(GET)
+        time.sleep(0.4)
+        os.kill(worker, signal.SIGCONT)
+        answer = client.response()
+    assert (answer.status, answer.get("retry-after"), answer.get("connection")) == (503, "1", "close")
+    assert site.ended(row, "stale")["status"] == 503
 
 
 def test_it_still_serves_and_counts_what_it_logs(site: Site) -> None:
@@ -291,6 +309,7 @@ def test_it_still_serves_and_counts_what_it_logs(site: Site) -> None:
     site.lines(1)
     assert site.gate.status()["workers"][0]["restarts"] == 0
     logged, counted = site.failures()
+    assert logged.pop("stale") == 1, "counted as dropped, for it never became a session"
     assert counted == logged
     assert "internal_error" not in counted
 

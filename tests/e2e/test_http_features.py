@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from harness.http_wire import (
     turned_away,
 )
 from harness.line_client import LineClient
+from harness.ports import free_port
 from harness.proc import Tidegate, tcp_config
 from harness.waiting import wait_until
 
@@ -172,10 +174,22 @@ def test_a_proxy_header_says_who_the_client_is(version: str) -> None:
                 assert client.get().status == 200
             assert turned_away(gate.port(), PLAIN) == b""
         assert len(seen) == 3
-        with proxy([backend.address], proxy_protocol=version) as gate:  # nobody is trusted
-            assert turned_away(gate.port(), header + PLAIN) == b""
-            assert gate.listener()["ended"]["bad_proxy_header"] == 1
         assert len(seen) == 3
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_a_peer_that_may_not_send_a_proxy_header_is_told_to_the_operator(protocol: str) -> None:
+    others = {"proxy_protocol": "v1", "trusted": ["192.0.2.0/24"]}
+    with ScriptedBackend() as backend, proxy([backend.address], protocol=protocol, **others) as gate:
+        assert turned_away(gate.port(), encode_v1(SOURCE, DESTINATION) + PLAIN) == b""
+        wait_until(lambda: gate.listener()["ended"]["bad_proxy_header"] == 1, 5, "the end to be counted")
+        refused = gate.call("errors")
+        assert refused["total"] == 1
+        (one,) = refused["errors"]
+        assert (one["fault"], one["message"], one["position"]) == ("not_trusted", "peer not in trusted", -1)
+        assert one["client"].startswith("127.0.0.1:")
+        (ended,) = gate.events("session_ended")
+        assert (ended["reason"], ended["fault"]) == ("bad_proxy_header", "not_trusted")
 
 
 @pytest.mark.parametrize("protocol", ["http", "tcp"])
@@ -226,12 +240,38 @@ def test_the_access_log_tells_of_every_request_and_reopens() -> None:
             assert (one["reused"], two["reused"]) == (False, True)
             assert two["queue_age_us"] is None and two["first_byte_us"] <= two["total_us"]
             assert (bad["status"], bad["end"]) == (400, "bad_request:header")
+            assert one["connect_us"] > 0 and two["connect_us"] is None
+            assert one["connect_us"] + one["first_byte_us"] <= 2 * one["total_us"]
+            assert own["total_us"] > 0 and own["first_byte_us"] is None
+            assert bad["total_us"] > 0
             path.rename(path.with_suffix(".1"))
             os.kill(gate.supervisor_pid, signal.SIGUSR1)
             wait_until(path.exists, 5, "the new file")
             with HttpClient(gate.port()) as client:
                 client.get("/three")
             wait_until(lambda: "/three" in path.read_text(), 5, "its line in the new file")
+
+
+def test_a_request_that_never_becomes_whole_is_timed_from_its_beginning() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        listener = {"access_log": {"path": str(path), "format": "json"}, "request_timeout": "400ms"}
+        with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+            with HttpClient(gate.port()) as first:
+                first.send(b"GET / HTTP/1.1\r\n")
+                assert first.response().status == 408
+            with HttpClient(gate.port()) as later:
+                assert later.get().status == 200
+                time.sleep(1.0)  # idle: no part of the request that comes
+                begun = time.monotonic()
+                later.send(b"GET / HTTP/1.1\r\n")
+                assert later.response().status == 408
+            wait_until(lambda: path.exists() and path.read_text().count("\n") == 3, 5, "three lines")
+            elapsed_us = (time.monotonic() - begun) * 1e6
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            one, two = [line["total_us"] for line in lines if line["status"] == 408]
+            assert one > 350_000 and 400_000 <= two <= elapsed_us
 
 
 def test_the_access_log_counts_the_bytes_of_each_request_and_response() -> None:
@@ -360,8 +400,16 @@ def test_places_at_a_cluster_are_handed_on_and_waiting_ends() -> None:
 
 
 def test_stale_first_requests_get_503_where_that_is_wanted() -> None:
-    listener = {"on_stale": "503", "stale_after": "200ms"}
-    with ScriptedBackend() as backend, proxy([backend.address], **listener) as gate:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "access.log"
+        log = {"path": str(path), "format": "json"}
+        listener = {"on_stale": "503", "stale_after": "200ms", "access_log": log}
+        backend = stack.enter_context(ScriptedBackend())
+        at = f"127.0.0.1:{free_port()}"
+        config = tcp_config([backend.address], protocol="http", top={"metrics": at}, **listener)
+        gate = stack.enter_context(Tidegate(config))
         (worker,) = gate.worker_pids()
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -377,6 +425,20 @@ def test_stale_first_requests_get_503_where_that_is_wanted() -> None:
             "close",
         )
         assert silent.rest() == b""
+        wait_until(lambda: path.exists() and path.read_text().count("\n") == 1, 5, "its line")
+        line = json.loads(path.read_text())
+        assert (line["status"], line["end"], line["method"], line["path"]) == (503, "stale", "GET", "/")
+        assert (line["client"], line["host"], line["backend"]) == ("127.0.0.1", "a", "")
+        assert line["bytes_in"] == len(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert line["bytes_out"] > 50
+        assert line["queue_age_us"] >= 200_000
+        counted = gate.listener()
+        assert counted["dropped"]["stale"] == 2
+        with urllib.request.urlopen(f"http://{at}/metrics", timeout=10) as page:
+            shown = page.read().decode()
+        assert 'tidegate_own_answers_total{listener="front"} 1\n' in shown
+        assert 'tidegate_requests_total{listener="front",status="server_error"} 1\n' in shown
+        assert 'tidegate_request_duration_seconds_count{listener="front"} 1\n' in shown
         asking.close()
         silent.close()
         assert backend.seen == b""

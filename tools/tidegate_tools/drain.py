@@ -29,6 +29,7 @@ def command(control: str | None, as_json: bool, worker: int | None, wait: bool, 
     """Let a worker, or all of tidegate, finish its sessions and stop.
 
     No new connection is given to it; what it has may finish within the configured drain_timeout.
+    Asked again while all of it drains, it changes nothing and says how long remains.
     """
     args = {} if worker is None else {"worker": worker}
     with contextlib.ExitStack() as stack:

@@ -59,7 +59,7 @@ def workers_table(status: dict[str, Any]) -> str:
     cells = [
         [
             one["index"],
-            one["pid"],
+            one["pid"] or "-",
             one["state"],
             heartbeat(one["heartbeat_age_ms"]),
             *(table.count(one[key]) for key in ("sessions", "queued", "waiting", "thefts", "restarts")),

@@ -149,7 +149,7 @@ def _workers(status: dict[str, Any], width: int, limit: int) -> list[Line]:
     titles = ("HEARTBEAT", "SESSIONS", "QUEUED", "WAITING", "THEFTS", "RESTARTS")
     columns += [Column(title, right=True) for title in titles]
     cells = [
-        [one["index"], one["pid"], one["state"], heartbeat(one["heartbeat_age_ms"]),
+        [one["index"], one["pid"] or "-", one["state"], heartbeat(one["heartbeat_age_ms"]),
          *(table.count(one[key]) for key in ("sessions", "queued", "waiting", "thefts", "restarts"))]
         for one in status["workers"]
     ]  # fmt: skip

@@ -10,7 +10,8 @@ from tidegate_tools import client, status
 @click.command(
     epilog="""\b
 States: starting, active, draining, hung (its heartbeat is older than
-hang_after: the others serve its queue), dead (about to be restarted).
+hang_after: the others serve its queue), dead (about to be restarted), ended
+(finished, while all of tidegate drains).
 """
 )
 @client.control_option

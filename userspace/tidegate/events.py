@@ -63,7 +63,10 @@ class EventKind(Documented):
     BACKEND_FAILING = "backend_failing", "A connect failed after it had worked: it is left alone for a while."
     BACKEND_RECOVERED = "backend_recovered", "It works again after failing or being ejected."
     BACKEND_EJECTED = "backend_ejected", "Too many failures in a row: it gets nothing for a while."
-    BACKEND_ADDED = "backend_added", "A backend joined its cluster: by a name's new address, or a reload."
+    BACKEND_ADDED = (
+        "backend_added",
+        "A backend joined its cluster: by a name's new address, a reload or backend.add.",
+    )
     BACKEND_DRAINING = "backend_draining", "A backend gets nothing new."
     CLUSTER_FAIL_OPEN = "cluster_fail_open", "No backend of the cluster is usable: any of them is tried."
     CLUSTER_RECOVERED = "cluster_recovered", "The cluster has a usable backend again."
@@ -88,7 +91,10 @@ class EventKind(Documented):
     ACCESS_LOG_NOT_OPENED = "access_log_not_opened", "A worker cannot open the access log."
     ACCESS_LOG_FAILED = "access_log_failed", "A write to the access log failed; its lines are dropped."
     ANSWER_FILE_UNREADABLE = "answer_file_unreadable", "A file of `answers` cannot be read."
-    METRICS_PROCESS_DIED = "metrics_process_died", "The process that serves metrics ended; `again` says when."
+    METRICS_PROCESS_DIED = (
+        "metrics_process_died",
+        "The process that serves metrics ended; `again` says when it is started anew.",
+    )
     METRICS_FAILED = "metrics_failed", "A fault of tidegate at a scrape; the traceback follows."
     STATSD_NOT_SENT = (
         "statsd_not_sent",

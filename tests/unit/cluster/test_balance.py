@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,7 +13,7 @@ from unit.cluster.building import SECOND, Clock, address, backends, cluster
 from tidegate.cluster.backend import BackendState
 from tidegate.cluster.balance import PROBE_NS, ClusterEvent, ClusterState
 from tidegate.cluster.ejection import BACKOFF_BASE_NS, BACKOFF_MAX_TRIES, MAX_EJECTION_NS, backoff_ns
-from tidegate.config.model import Backend, Balance, Eject, Health
+from tidegate.config.model import Backend, BackendMode, Balance, Eject, Health
 
 EJECT = Eject(failures=3, for_ns=10 * SECOND)
 HEALTH = Health("", SECOND, SECOND, 2, 3, ())
@@ -42,6 +43,31 @@ class Bench:
 
 def test_an_empty_cluster_has_nobody() -> None:
     assert Bench().state.pick() is None
+
+
+def test_only_a_backend_that_was_not_there_is_told_as_added() -> None:
+    known = (Backend(address("127.0.0.1:9000"), 1), Backend(address("app.internal:80"), 1))
+    bench = Bench(backends=known)
+
+    def added() -> list[str]:
+        found = [str(one.address) for event, one in bench.told if event is ClusterEvent.BACKEND_ADDED and one]
+        bench.told.clear()
+        return found
+
+    name = known[1].address
+    bench.state.set_addresses(name, [address("10.0.0.1:80")])
+    assert added() == [], "a worker has begun, nothing else"
+    bench.state.set_addresses(name, [address("10.0.0.1:80"), address("10.0.0.2:80")])
+    assert added() == ["10.0.0.2:80"]
+    for mode in (BackendMode.DRAIN, BackendMode.MAINTENANCE):
+        bench.state.reconfigure(cluster(backends=tuple(replace(one, mode=mode) for one in known)))
+        assert not bench.state.backends
+        bench.state.reconfigure(cluster(backends=known))
+        assert added() == [], "back is not new"
+    fresh = (Backend(address("127.0.0.1:7000"), 1), Backend(address("other.internal:80"), 1))
+    bench.state.reconfigure(cluster(backends=(*known, *fresh)))
+    bench.state.set_addresses(fresh[1].address, [address("10.0.0.3:80")])
+    assert added() == ["127.0.0.1:7000", "10.0.0.3:80"]
 
 
 def test_a_failed_connect_rests_the_backend_then_probes_it_one_at_a_time() -> None:

@@ -152,11 +152,13 @@ def test_versions(text: str) -> None:
 def test_heads_over_the_limit_name_the_first_byte_too_much() -> None:
     head = f"{GET}{A}X: "
     fill = "y" * (limits.MAX_REQUEST_HEAD - len(head))
-    # whole, the head may have as many bytes as the limit; not whole, one less
+    # whole or not, as many bytes as the limit are taken, and the next one is to blame
     error = refused(request_parser(), f"{head}{fill}z\r\n\r\n".encode())
     assert (error.fault, error.data[error.at : error.at + 1]) == (Fault.HEAD_TOO_LARGE, b"z")
-    error = refused(request_parser(), f"{head}{fill[1:]}z".encode())
+    assert request_parser()(f"{head}{fill}".encode()) is None
+    error = refused(request_parser(), f"{head}{fill}z".encode())
     assert (error.fault, error.data[error.at : error.at + 1]) == (Fault.HEAD_TOO_LARGE, b"z")
+    assert error.base + error.at == limits.MAX_REQUEST_HEAD
 
 
 def test_a_second_request_on_the_connection_is_counted_from_its_own_begin() -> None:
@@ -243,7 +245,7 @@ def decoder() -> Callable[[bytes], object]:
         (Fault.BODY, "0\r\nX: y\r\n⟦C⟧ontent-Length: 1\r\n\r\n"),
         (Fault.BODY, "0\r\n⟦H⟧ost: a\r\n\r\n"),
         (Fault.HEAD_TOO_LARGE, "0\r\n" + "X: y\r\n" * limits.MAX_TRAILER_LINES + "⟦Z⟧: y\r\n\r\n"),
-        (Fault.HEAD_TOO_LARGE, "0\r\nX: " + "y" * (limits.MAX_TRAILER - 4) + "⟦y⟧" + "y" * 9),
+        (Fault.HEAD_TOO_LARGE, "0\r\nX: " + "y" * (limits.MAX_TRAILER - 3) + "⟦y⟧" + "y" * 9),
     ],
 )
 def test_chunked_bodies(fault: Fault, text: str) -> None:

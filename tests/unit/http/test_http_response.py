@@ -225,9 +225,11 @@ def test_broken_responses(data: bytes, fault: Fault) -> None:
 
 
 def test_a_head_without_end() -> None:
+    begin = b"HTTP/1.1 200 OK\r\nX: "
     with pytest.raises(ResponseError) as caught:
-        relay([b"HTTP/1.1 200 OK\r\nX: " + b"x" * limits.MAX_RESPONSE_HEAD], request())
-    assert caught.value.fault is Fault.HEAD_TOO_LARGE
+        relay([begin + b"x" * (limits.MAX_RESPONSE_HEAD - len(begin) + 1)], request())
+    error = caught.value
+    assert (error.fault, error.base + error.at) == (Fault.HEAD_TOO_LARGE, limits.MAX_RESPONSE_HEAD)
 
 
 @pytest.mark.parametrize("reason", [b"", b" ", b" Fine & dandy", b" \xe4"])

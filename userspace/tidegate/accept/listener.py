@@ -288,7 +288,7 @@ class Acceptor:
         if age.flags & _LEFT and self._client_left(conn, age):
             self._drop(conn, DropReason.CLIENT_GONE)
         elif self.admission.stale(established_ns, now):
-            self._drop(conn, DropReason.STALE)
+            self._drop_stale(conn, peer, established_ns)
         else:
             entry = Waiting(conn, peer, established_ns, now)
             if not self.queue.offer(entry):
@@ -372,7 +372,7 @@ class Acceptor:
             now = monotonic_ns()  # not the batch's: the process may have been stopped within it
             waited_ns = now - entry.accepted_ns
             if self.admission.stale(established_ns, now):
-                self._drop(sock, DropReason.STALE)
+                self._drop_stale(sock, entry.peer, established_ns)
                 continue
             # It waited here for a place: the client may have left meanwhile.
             waited = entry.accepted_ns < turn_ns or waited_ns > _JUST_NOW_NS
@@ -422,7 +422,7 @@ class Acceptor:
 
     def _on_sweep(self, now: int) -> None:
         for entry in self.queue.sweep(self.admission, time.monotonic_ns()):
-            self._drop(entry.sock, DropReason.STALE)
+            self._drop_stale(entry.sock, entry.peer, entry.established_ns)
         self._make_sessions()
 
     def _faulty(self, sock: socket.socket) -> None:
@@ -436,8 +436,18 @@ class Acceptor:
     def _drop(self, sock: socket.socket, reason: DropReason) -> None:
         self.ctx.words[_QUEUED] = len(self.queue)  # first: who sees the drop must not still see it wait
         self.ctx.words[_DROPPED[reason]] += 1
-        answer = self.ctx.answer_stale
-        if answer is None or reason is not DropReason.STALE or not answer(sock):
+        reset(sock)
+        sock.close()
+
+    def _drop_stale(self, sock: socket.socket, peer: Any, established_ns: int) -> None:
+        ctx = self.ctx
+        answer = ctx.answer_stale
+        if answer is None:
+            self._drop(sock, DropReason.STALE)
+            return
+        ctx.words[_QUEUED] = len(self.queue)
+        ctx.words[_DROPPED[DropReason.STALE]] += 1
+        if not answer(ctx.words, sock, peer, established_ns):
             reset(sock)
         sock.close()
 

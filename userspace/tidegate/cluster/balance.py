@@ -74,6 +74,7 @@ class ClusterState:
         "_policy",
         "_recheck_ns",
         "_resolved",
+        "_unasked",
         "_usable",
         "backends",
         "config",
@@ -105,7 +106,8 @@ class ClusterState:
         self._resolved: dict[model.Address, tuple[model.Address, ...]] = {}
         self._usable: list[BackendState] = []
         self._recheck_ns = 0  # when `_usable` must be worked out again; 0 = at the next pick
-        self._sync(announce=False)
+        self._unasked = set(self.names())  # of the first configuration, not resolved yet
+        self._sync(self._origins())
 
     # -- picking -----------------------------------------------------------------------------------
 
@@ -223,7 +225,9 @@ class ClusterState:
         fresh = tuple(sorted(set(addresses), key=str))
         if fresh and fresh != self._resolved.get(origin):
             self._resolved[origin] = fresh
-            self._sync()
+            # The first answer to a name that was there from the beginning adds nobody.
+            self._sync({origin} if origin in self._unasked else ())
+            self._unasked.discard(origin)
 
     def names(self) -> list[model.Address]:
         """The configured host-name backends: what a resolver has to look up."""
@@ -240,10 +244,12 @@ class ClusterState:
         if config.eject is None:
             for backend in self.backends:
                 backend.ejected_until_ns = 0
+        known = self._origins()  # back from drain or maintenance is not new
         self.config = config
         named = set(self.names())
         self._resolved = {origin: found for origin, found in self._resolved.items() if origin in named}
-        self._sync()
+        self._unasked &= named
+        self._sync(known)
 
     def draining(self) -> list[BackendState]:
         """Removed backends that still carry something."""
@@ -265,8 +271,14 @@ class ClusterState:
             for address in found:
                 yield (origin, address), backend.weight, index
 
-    def _sync(self, announce: bool = True) -> None:
-        """Make the members what configuration and resolver say, keeping the state of those that stay."""
+    def _origins(self) -> set[model.Address]:
+        return {backend.address for backend in self.config.backends}
+
+    def _sync(self, silent: Collection[model.Address]) -> None:
+        """Make the members what configuration and resolver say, keeping the state of those that stay.
+
+        `silent`: what these configured addresses stand for is not told as added.
+        """
         before = self._members
         self._members = {}
         for key, weight, index in self._wanted():
@@ -274,7 +286,7 @@ class ClusterState:
             if backend is None:
                 origin, address = key
                 backend = BackendState(address, weight, index, origin)
-                if announce:
+                if origin not in silent:
                     self._tell(ClusterEvent.BACKEND_ADDED, backend)
             backend.weight = weight
             backend.index = index

@@ -69,8 +69,13 @@ class Changes:
     def any(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
 
+    @property
+    def kept(self) -> list[str]:
+        """One phrase per key that has changed in the file alone."""
+        return [f"{key} keeps its old value until a restart" for key in self.restart]
+
     def describe(self) -> list[str]:
-        """One phrase per change, for the log and for the answer to `tidegate reload`."""
+        """One phrase per change that takes effect, for the log and for the answer to `tidegate reload`."""
         said = [f"listener {item.name} added" for item in self.listeners_added]
         said += [f"listener {item.name} removed" for item in self.listeners_removed]
         for change in self.listeners_changed:
@@ -80,7 +85,6 @@ class Changes:
         for cluster_change in self.clusters_changed:
             said.append(f"cluster {cluster_change.new.name}: {', '.join(cluster_change.keys)}")
         said += [f"{key} changed" for key in self.process]
-        said += [f"{key} keeps its old value until a restart" for key in self.restart]
         return said
 
 

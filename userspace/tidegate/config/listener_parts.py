@@ -20,25 +20,27 @@ CERTIFICATE: Final = Table(
 )
 LIMITS: Final = Table(
     "listener.limits",
-    "What one client address may take; 0 is no limit.",
+    "What one client address may take; 0 is no limit. Each worker counts for itself: a client whose "
+    "connections are spread over N workers gets up to N times as much. A bound on the whole is the N-th part "
+    "of it here, and all that one connection gets, for it stays with its worker.",
     (
         Key(
             "connections_per_client",
             Number(0, defaults.MAX_CONNECTIONS),
             defaults.LIMITS.connections_per_client,
-            "Connections at a time.",
+            "Connections at a time, per worker.",
         ),
         Key(
             "requests_per_second",
             Number(0, 1_000_000),
             defaults.LIMITS.requests_per_second,
-            "Requests in the long run; http only.",
+            "Requests in the long run, per worker; http only.",
         ),
         Key(
             "burst",
             Number(0, 1_000_000),
             defaults.LIMITS.burst,
-            "Requests at once beyond `requests_per_second`; http only.",
+            "Requests at once beyond `requests_per_second`, per worker; http only.",
         ),
     ),
 )

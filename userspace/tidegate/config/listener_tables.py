@@ -168,7 +168,7 @@ LISTENER: Final = Table(
             "proxy_protocol",
             Choice.of(ProxyProtocol),
             defaults.PROXY_PROTOCOL,
-            "Expect a PROXY protocol header on every connection, from `trusted` networks only.",
+            "Expect a PROXY protocol header on every connection, from `trusted` networks only: name them.",
         ),
         Key(
             "trusted",
@@ -206,7 +206,7 @@ LISTENER: Final = Table(
             "limits",
             listener_parts.LIMITS_KIND,
             defaults.LIMITS,
-            "Limits per client address.",
+            "Limits per client address, counted in each worker: N workers let through up to N times as much.",
         ),
         Key("answers", Answers(), (), "Files that replace tidegate's own answers, by status.", only=HTTP),
         Key(
@@ -258,6 +258,14 @@ def check(section: Section) -> None:
     if target and interval and target >= interval:
         name = "codel_target" if "codel_target" in section.written else "codel_interval"
         section.error(name, "codel_target is not shorter than codel_interval", 'write codel_target = "5ms"')
+    proxy: ProxyProtocol | None = section.get("proxy_protocol")
+    expected = proxy not in (None, ProxyProtocol.OFF)
+    if expected and "trusted" not in section.failed and not section.get("trusted"):
+        section.error(
+            "trusted" if "trusted" in section.written else "proxy_protocol",
+            f'proxy_protocol = "{proxy}" without trusted networks: every client would be reset',
+            'write trusted = ["10.0.0.0/8"], the networks of the balancers that send the header',
+        )
     _check_routes(section)
 
 

@@ -160,9 +160,9 @@ class ChunkDecoder:
         seen = pos + max(self._scanned - 3, 0)
         end = data.find(b"\r\n\r\n", seen, pos + MAX_TRAILER)
         if end < 0:
-            if len(data) - pos >= MAX_TRAILER:
+            if len(data) - pos > MAX_TRAILER:
                 error = self._error(431, Fault.HEAD_TOO_LARGE, "trailer section too large")
-                raise self._blamed(error, data, pos + MAX_TRAILER - 1)
+                raise self._blamed(error, data, pos + MAX_TRAILER)
             never = NEVER_IN_HEAD.search(data, seen)
             if never is not None:
                 raise self._malformed("malformed trailer section", data, never.start())

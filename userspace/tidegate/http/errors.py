@@ -33,6 +33,7 @@ class Fault(StrEnum):
     UNASKED = "unasked"  # bytes from a backend that owes no response, or an upgrade nobody asked for
     INTERIM = "interim"  # more 1xx responses than any use of them explains
     PROXY_HEADER = "proxy_header"  # a PROXY protocol header that is missing, malformed or fails its checksum
+    NOT_TRUSTED = "not_trusted"  # a PROXY header is expected, and the peer is in no `trusted` network
     SECOND_OPINION = "second_opinion"  # llhttp reads the head otherwise than we do
 
 

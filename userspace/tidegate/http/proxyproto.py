@@ -44,8 +44,13 @@ class ProxyError(PeerError):
 
     __slots__ = ()
 
-    def __init__(self, message: str) -> None:
-        super().__init__(400, Fault.PROXY_HEADER, message)
+    def __init__(self, message: str, fault: Fault = Fault.PROXY_HEADER) -> None:
+        super().__init__(400, fault, message)
+
+
+def not_trusted() -> ProxyError:
+    """For a peer that may not send a header, whatever it sent; nothing was read, so no byte is to blame."""
+    return ProxyError("peer not in trusted", Fault.NOT_TRUSTED)
 
 
 @dataclass(frozen=True, slots=True)

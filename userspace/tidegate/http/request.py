@@ -324,9 +324,9 @@ class RequestParser(MessageReader):
         if never is not None:
             error = RequestError(400, Fault.HEADER, "a control byte, or a CR or LF on its own")
             raise error.blame(data, never.start())
-        if size - start >= MAX_REQUEST_HEAD:
+        if size - start > MAX_REQUEST_HEAD:
             error = RequestError(431, Fault.HEAD_TOO_LARGE, "request head too large")
-            raise error.blame(data, start + MAX_REQUEST_HEAD - 1)
+            raise error.blame(data, start + MAX_REQUEST_HEAD)
 
 
 def _bad_request_line(data: bytes, start: int) -> RequestError:

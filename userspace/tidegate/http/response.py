@@ -333,9 +333,9 @@ class ResponseParser(MessageReader):
         if never is not None:
             error = ResponseError(Fault.HEADER, "a control byte, or a CR or LF on its own")
             raise self._fail(error.blame(data, never.start()))
-        if len(data) >= MAX_RESPONSE_HEAD:
+        if len(data) > MAX_RESPONSE_HEAD:
             error = ResponseError(Fault.HEAD_TOO_LARGE, "response head too large")
-            raise self._fail(error.blame(data, MAX_RESPONSE_HEAD - 1))
+            raise self._fail(error.blame(data, MAX_RESPONSE_HEAD))
         self.rest = data
         self._scanned = max(len(data) - 3, 0)
 

@@ -74,7 +74,10 @@ class EndReason(Documented):
     IDLE = "idle", "An HTTP client sent no further request within keepalive_timeout."
     REQUEST_TIMEOUT = "request_timeout", "No whole HTTP request head came within request_timeout."
     BAD_REQUEST = "bad_request", "The HTTP request was malformed or over a limit, and was refused."
-    BAD_PROXY_HEADER = "bad_proxy_header", "The PROXY header was missing, malformed or of another version."
+    BAD_PROXY_HEADER = (
+        "bad_proxy_header",
+        "The PROXY header was missing or wrong, or its sender is not in `trusted`.",
+    )
     BACKEND_CLOSED = "backend_closed", "The backend closed before or inside its HTTP response."
     BAD_RESPONSE = "bad_response", "The backend's HTTP response was malformed or over a limit."
     OVERLOADED = "overloaded", "No place at the cluster came free in time, or too many waited for one."
@@ -255,9 +258,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "reason",
         _values(EndReason),
     ),
-    Metric(
-        "request_duration_ns", _L, _HISTOGRAM, "Time from a whole HTTP request head to the response's end."
-    ),
+    Metric("request_duration_ns", _L, _HISTOGRAM, "Time from an HTTP request's head to its response's end."),
     Metric("own_answers_total", _L, _COUNTER, "HTTP responses that tidegate gave itself."),
     Metric(
         "reused_connections_total", _L, _COUNTER, "HTTP requests sent on a kept-alive backend connection."

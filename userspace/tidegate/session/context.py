@@ -76,7 +76,8 @@ class Context:
     splicer: Splicer | None = None  # lets the kernel move the bytes of long streams, where it can
     http: HttpSide | None = None  # what the sessions of an http listener share
     tcp: TcpSide | None = None  # the same of a tcp listener, where they have more to do than relay
-    answer_stale: Callable[[socket.socket], bool] | None = None  # on_stale = "503": False when it could not
+    # on_stale = "503": (counters, socket, peer, established_ns) -> whether it could be answered
+    answer_stale: Callable[[memoryview, socket.socket, Any, int], bool] | None = None
     draining: bool = False  # nothing new is to be begun: keep no connection alive
 
 

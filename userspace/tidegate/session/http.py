@@ -13,11 +13,12 @@ and what they speak is decided in the `http` package, which touches no socket.
 from __future__ import annotations
 
 import logging
+from time import monotonic_ns
 from typing import Any, Final
 
 from tidegate import logs
 from tidegate.http.accesslog import Record
-from tidegate.http.proxyproto import ProxyError, ProxyReader
+from tidegate.http.proxyproto import ProxyError, ProxyReader, not_trusted
 from tidegate.http.ratelimit import retry_after_s
 from tidegate.http.reader import BODY, FAILED
 from tidegate.http.request import RequestParser, RequestRules
@@ -77,6 +78,7 @@ class HttpSession(SplicedBodies):
         address = self.peer[0] if isinstance(self.peer, tuple) else ""
         if self.http.expect_proxy:
             if address and not self.http.site.trusts(address):
+                self._note(not_trusted(), format_peer(self.peer))
                 self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
                 return
             self._state = PROXY
@@ -192,9 +194,10 @@ class HttpSession(SplicedBodies):
         words[REQUESTS[self._status // 100]] += 1
         if reason is not _DONE:
             words[NOT_WELL[reason]] += 1
-        observe(words, DURATION, ctx.reactor.now - self._head_ns)
+        now = monotonic_ns()  # not the batch's: an answer of our own begins and ends within one
+        observe(words, DURATION, now - self._head_ns)
         if self.http.log is not None:
-            self._write_record(reason)
+            self._write_record(reason, now)
         self._in_request = False
         if self._out:
             self._state = FLUSHING
@@ -210,10 +213,9 @@ class HttpSession(SplicedBodies):
         self._served_by = None
         self._bytes_out = 0
 
-    def _write_record(self, reason: EndReason) -> None:
+    def _write_record(self, reason: EndReason, now: int) -> None:
         http, request = self.http, self._request
         assert http.log is not None and http.site.log_line is not None
-        now = self.ctx.reactor.now
         record = Record()
         record.time_ns = now + http.epoch_offset_ns(now)
         record.client = self._peer.address.decode("ascii")
@@ -331,7 +333,7 @@ class HttpSession(SplicedBodies):
         words = ctx.words
         words[REQUESTS[1]] += 1
         if self.http.log is not None:
-            self._write_record(EndReason.DONE)
+            self._write_record(EndReason.DONE, monotonic_ns())
         self._state = CLOSED
         lanes = [lane for lane in (self.lane, conn.lane) if lane is not None]
         self.lane = conn.lane = None
@@ -393,7 +395,7 @@ class HttpSession(SplicedBodies):
             words[REQUESTS[self._status // 100 if self._head_sent else 0]] += 1
             words[NOT_WELL[reason]] += 1
             if self.http.log is not None:
-                self._write_record(reason)
+                self._write_record(reason, monotonic_ns())
         reset_front = reset_front or (self.lane is not None and self.lane.body.unread)
         if self._front_watch != -1:
             ctx.reactor.forget(self.front.fileno())

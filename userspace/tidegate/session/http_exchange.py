@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from tidegate.cluster.inflight import Entry, WaitEnd
@@ -179,9 +180,9 @@ class BackSide(FrontSide):
         ctx.words[ATTEMPTS] += 1
         cluster.state.connect_started(backend)
         cluster.pool.opened(backend)
-        self._connect_started_ns = now
         self._state = CONNECTING
         self._conn = conn
+        self._connect_started_ns = monotonic_ns()  # not the batch's time: it may be over within the batch
         try:
             sent = conn.connect(backend, self, cluster.state.config.tcp_keepalive, self._first)
         except OSError:  # EMFILE, ENFILE, ENOBUFS: ours, not the backend's
@@ -192,7 +193,7 @@ class BackSide(FrontSide):
         if sent < 0:
             self._connect_failed(now)
         elif sent:
-            self._connected(now)
+            self._connected(now, monotonic_ns())
             self._first_sent(sent)
         else:
             self._wake_ns = now + cluster.state.config.connect_timeout_ns
@@ -207,11 +208,12 @@ class BackSide(FrontSide):
             return encode_v1(source, destination)
         return encode_v2(source, destination)
 
-    def _connected(self, now: int) -> None:
+    def _connected(self, now: int, connected_ns: int) -> None:
+        """`now` is the loop's time, `connected_ns` when it was seen that the connection stands."""
         backend = self._backend
         assert backend is not None
         self._cluster.state.connect_ended(backend, established=True)
-        self._connect_ns = now - self._connect_started_ns
+        self._connect_ns = max(0, connected_ns - self._connect_started_ns)
         observe(self.ctx.words, CONNECT_TIME, self._connect_ns)
         self._state = EXCHANGE
         self._back_ns = now
@@ -233,7 +235,7 @@ class BackSide(FrontSide):
         if mask & (EPOLLERR | EPOLLHUP):
             self._connect_failed(now)
             return
-        self._connected(now)
+        self._connected(now, now)
         self._back_out = self._first
         self._flush_back()
 

@@ -289,7 +289,7 @@ class FrontSide(HttpState):
             manner = self._manner()
         else:
             self._in_request = self._closing = True
-            self._head_ns = self.ctx.reactor.now
+            self._head_ns = self._begun_ns()
             self._status = self._retries = 0
             self._reused = False
             if self.http.log is not None:
@@ -297,6 +297,12 @@ class FrontSide(HttpState):
             manner = Manner(head_only=False, close=True, http10=False)
         answer = self.http.site.answers.answer(status, retry_after_s=retry_after_s, **manner)
         self._send_answer(answer, status, reason)
+
+    def _begun_ns(self) -> int:
+        """Since when there has been something of the request whose head is not whole, or never will be."""
+        if not self._partial:
+            return self.ctx.reactor.now
+        return self.started_ns if self._first_request else self._since_ns
 
     def _send_answer(self, answer: bytes, status: int, reason: EndReason = EndReason.DONE) -> None:
         self.ctx.words[ANSWERS] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -12,7 +11,6 @@ from tidegate.cluster.inflight import Gate, WaitEnd
 from tidegate.cluster.pool import ConnectionPool, readable
 from tidegate.cluster.sticky import Sticky
 from tidegate.config.model import Balance, Listener, ProxyProtocol
-from tidegate.http.errors import RequestError
 from tidegate.http.forwarded import Peer
 from tidegate.http.response import ResponseMemo
 from tidegate.http.site import Site
@@ -27,8 +25,6 @@ WATCH_CLIENT_AFTER_NS: Final = 20_000_000
 # Clients whose generated header lines are remembered: as many as are likely to come back soon.
 _KNOWN_PEERS: Final = 1024
 _SECOND_NS: Final = 1_000_000_000
-# What of a stale connection's bytes is looked at: most heads are far smaller.
-HEAD_PEEK: Final = 16 * 1024
 
 
 class Queued:
@@ -163,22 +159,6 @@ class HttpSide:
                 self._peers.clear()
             known = self._peers[address] = self.site.peer(address, self._local)
         return known
-
-    def answer_stale(self, sock: socket.socket) -> bool:
-        """503 to who waited too long, if the request's head is here already; False: nothing was sent."""
-        try:
-            request = self.site.request_parser().receive_head(sock.recv(HEAD_PEEK, socket.MSG_PEEK))
-            if request is None:
-                return False
-            answer = self.site.answers.answer(
-                503, head_only=request.method == b"HEAD", close=True, http10=request.http10, retry_after_s=1
-            )
-            sock.send(answer)
-            # Read what was looked at: closing over unread bytes would be a reset, and overtake the answer.
-            sock.recv(HEAD_PEEK)
-        except (OSError, RequestError):
-            return False
-        return True
 
     def epoch_offset_ns(self, now_ns: int) -> int:
         """What CLOCK_MONOTONIC lacks to the time since the epoch; follows a stepped clock within a second."""

@@ -8,7 +8,7 @@ from typing import Any
 from tidegate.cluster.balance import ClusterState
 from tidegate.cluster.retry import RetryPlan
 from tidegate.config.model import Balance, Listener, ProxyProtocol
-from tidegate.http.proxyproto import ProxyError, ProxyHeader, ProxyReader, encode_v1, encode_v2
+from tidegate.http.proxyproto import ProxyError, ProxyHeader, ProxyReader, encode_v1, encode_v2, not_trusted
 from tidegate.http.ratelimit import ConnectionCount
 from tidegate.http.site import trust
 from tidegate.loop.reactor import EPOLLIN
@@ -58,7 +58,7 @@ def make(ctx: Context, front: socket.socket, peer: Any, established_ns: int) -> 
 class GuardedSession(TcpSession):
     """Reads a PROXY header, counts the client, and says who it is to the backend, as far as configured."""
 
-    __slots__ = ("_counted", "_early", "_header", "_reader", "_side")
+    __slots__ = ("_counted", "_early", "_fault", "_header", "_reader", "_side")
 
     def __init__(self, ctx: Context, front: socket.socket, peer: Any, established_ns: int) -> None:
         super().__init__(ctx, front, peer, established_ns)
@@ -67,12 +67,14 @@ class GuardedSession(TcpSession):
         self._reader: ProxyReader | None = None
         self._header: ProxyHeader | None = None
         self._counted = ""
+        self._fault = ""
         self._early = b""  # what came behind the header
 
     def start(self) -> None:
         if self._side.expect is ProxyProtocol.OFF:
             self._admitted()
         elif isinstance(self.peer, tuple) and not self._side.trusts(self.peer[0]):
+            self._refused(not_trusted())
             self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
         else:
             self._reader = ProxyReader(self._side.expect)
@@ -92,7 +94,7 @@ class GuardedSession(TcpSession):
         except BlockingIOError:
             header = None
         except ProxyError as error:
-            refusals.note(error, listener=self.ctx.listener.name, client=format_peer(self.peer))
+            self._refused(error)
             self._end(EndReason.BAD_PROXY_HEADER, reset_front=True)
             return
         except OSError:
@@ -108,6 +110,13 @@ class GuardedSession(TcpSession):
         self._reader = None
         self._early = reader.rest
         self._admitted()
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"fault": self._fault}
+
+    def _refused(self, error: ProxyError) -> None:
+        self._fault = error.fault
+        refusals.note(error, listener=self.ctx.listener.name, client=format_peer(self.peer))
 
     def _admitted(self) -> None:
         source = self._source()

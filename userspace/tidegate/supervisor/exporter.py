@@ -226,7 +226,7 @@ class Exporter:
             "metrics_process_died",
             pid=pid,
             status=status,
-            again="no" if delay is None else f"in {delay // 1_000_000} ms",
+            again="no" if delay is None else f"in {delay // 1_000_000} ms" if delay else "at once",
         )
         if delay == 0:
             self._fork()

@@ -197,12 +197,13 @@ class Reload:
                 close_for_everyone(sock)
             self._unfreed.append((supervisor.generation, group))
         self._retiring = []
-        notes = [f"{key} keeps its old value until a restart" for key in found.restart]
+        notes = found.kept
+        supervisor.count_reload(ReloadResult.APPLIED)
+        said = found.describe() or ["nothing changed"]  # in effect; what is not is in the notes
+        logged = "; ".join(found.describe() + notes) or "nothing changed"
         if not complete:
             notes.append("a worker hangs and will apply it when it wakes")
-        supervisor.count_reload(ReloadResult.APPLIED)
-        said = found.describe() or ["nothing changed"]
-        logs.event(_log, logging.INFO, "reloaded", changes="; ".join(said), complete=complete)
+        logs.event(_log, logging.INFO, "reloaded", changes=logged, complete=complete)
         supervisor.notifier.ready(f"reloaded: {len(supervisor.groups.groups)} listeners")
         if reply is not None:
             reply.ok({"message": "reloaded: " + "; ".join(said), "changes": said, "notes": notes})

@@ -78,6 +78,8 @@ class Supervisor:
         self.exit_code = EXIT_OK
         self.ready = False
         self.draining = False
+        self._ends_ns = 0  # while draining: when whatever is left is cut
+        self._told_to_end = False  # by a signal
         self.predecessor: Segment | None = None
         self.handover = handover
         self.half, self.age = self._kernel_half()
@@ -188,7 +190,7 @@ class Supervisor:
         self._signals = Signals(
             self.reactor,
             {
-                signal.SIGTERM: self.drain,
+                signal.SIGTERM: self._on_term,
                 signal.SIGINT: self.stop_now,
                 signal.SIGHUP: lambda: self.reloads.start(None),
                 signal.SIGUSR1: self._reopen_logs,
@@ -401,18 +403,38 @@ class Supervisor:
 
     # the end
 
-    def drain(self) -> None:
-        """SIGTERM: let everything finish within drain_timeout. A second one: now."""
-        if self.draining:
+    def _on_term(self) -> None:
+        """Let everything finish within drain_timeout. A second one: now."""
+        if self._told_to_end:
             self.stop_now()
             return
+        self._told_to_end = True
+        if self.draining:  # by the verb, or for a successor: that the signal came is worth a line
+            self._log_draining(self.ends_in_ns)
+        self.drain()
+
+    @property
+    def ends_in_ns(self) -> int:
+        """While draining: how long what is left may still take, at least 0."""
+        return max(0, self._ends_ns - time.monotonic_ns())
+
+    def drain(self) -> None:
+        """Let everything finish within drain_timeout. Asked for again it changes nothing, the limit included:
+        whoever drains twice wants sessions to finish, not to be cut.
+        """
+        if self.draining:
+            return
         self.draining = True
-        logs.event(_log, logging.INFO, "draining", timeout_ms=self.config.drain_timeout_ns // 1_000_000)
+        self._log_draining(self.config.drain_timeout_ns)
         self.notifier.stopping("draining")
         self.limit_end(self.config.drain_timeout_ns)
         self.groups.refuse_new()
         self.reactor.timers.arm(self._quiet_timer, time.monotonic_ns() + QUIET_LIMIT_NS)
         self.workers.drain_all(self.config.drain_timeout_ns)
+
+    @staticmethod
+    def _log_draining(timeout_ns: int) -> None:
+        logs.event(_log, logging.INFO, "draining", timeout_ms=timeout_ns // 1_000_000)
 
     def stop_now(self) -> None:
         self.draining = True
@@ -422,7 +444,8 @@ class Supervisor:
 
     def limit_end(self, timeout_ns: int) -> None:
         """Whoever is still there some time after its limit is killed."""
-        self.reactor.timers.arm(self._limit_timer, time.monotonic_ns() + timeout_ns + GRACE_NS)
+        self._ends_ns = time.monotonic_ns() + timeout_ns
+        self.reactor.timers.arm(self._limit_timer, self._ends_ns + GRACE_NS)
 
     def _reopen_logs(self) -> None:
         prepare_logs(self.config, self.user)

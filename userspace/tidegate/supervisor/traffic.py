@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,6 +19,7 @@ from tidegate.session import tcp_guard
 from tidegate.session.accesslog import LogFile, prepare
 from tidegate.session.context import Context
 from tidegate.session.http_shared import HttpCluster, HttpSide
+from tidegate.session.http_stale import answer_stale
 
 # Names are asked for before the first connection comes; a name server that is silent holds nothing up longer.
 PRIME_S = 3.0
@@ -91,7 +93,8 @@ class Traffic:
         log = self._logs[listener.access_log.path] if listener.access_log is not None else None
         answers = tuple((status, path) for status, path in listener.answers if _readable(path))
         http = ctx.http = HttpSide(replace(listener, answers=answers), self._http, ctx.http, log)
-        ctx.answer_stale = http.answer_stale if listener.on_stale is OnStale.ANSWER_503 else None
+        answers_stale = listener.on_stale is OnStale.ANSWER_503
+        ctx.answer_stale = partial(answer_stale, http) if answers_stale else None
 
     def reopen(self) -> None:
         """SIGUSR1: log files were renamed."""

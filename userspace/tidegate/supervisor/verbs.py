@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -333,6 +334,10 @@ class Verbs:
         supervisor = self._supervisor
         timeout_ns = supervisor.config.drain_timeout_ns
         if args["worker"] is None:
+            if supervisor.draining:  # asked again: nothing changes, least of all for sessions under way
+                left_s = math.ceil(supervisor.ends_in_ns / 1e9)
+                reply.ok({"message": f"draining already; ends within {left_s} s"})
+                return
             reply.ok({"message": f"draining; ends within {timeout_ns / 1e9:g} s"})
             supervisor.drain()
             return

@@ -20,11 +20,12 @@ from tidegate.supervisor.restarts import RestartPolicy
 
 _log = logging.getLogger("tidegate.supervisor")
 
-STARTING, ACTIVE, DRAINING, DEAD, FAILED, RETIRED = (
+STARTING, ACTIVE, DRAINING, DEAD, ENDED, FAILED, RETIRED = (
     "starting",
     "active",
     "draining",
     "dead",
+    "ended",  # as told, and nobody takes its place
     "failed",
     "retired",
 )
@@ -186,7 +187,7 @@ class Workers:
             worker.channel = None
         planned = worker.expected and not os.WIFSIGNALED(status)
         cause = None if planned else self._cause(worker, status)
-        worker.state = DEAD
+        worker.state = ENDED if planned and self.stopping else DEAD
         if cause is not None:
             ended = (
                 f"signal {os.WTERMSIG(status)}"
