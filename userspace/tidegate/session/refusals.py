@@ -41,7 +41,7 @@ class Refusal:
         byte = self.excerpt[index] if self.position >= 0 and 0 <= index < len(self.excerpt) else None
         before = _printed(self.excerpt[:index]) if byte is not None else ""
         return {
-            "time": round(self.at_s, 3),
+            "time": round(self.at_s, 6),  # one worker's and the next one's are put in order by it
             "listener": self.listener,
             "client": self.client,
             "side": self.side,
