@@ -12,9 +12,16 @@ class LineClient:
     """One connection. `end()` tells how the other side ended it."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", timeout_s: float = 10.0) -> None:
-        self.sock = socket.create_connection((host, port), timeout=timeout_s)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
+        self._reset = False
+        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.sock.settimeout(timeout_s)
+        try:
+            self.sock.connect((host, port))
+        except ConnectionResetError:  # made, and ended before we looked: `end` tells
+            self._reset = True
+        else:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +69,8 @@ class LineClient:
 
     def end(self, timeout_s: float = 10.0) -> str:
         """Waits for the other side: "eof", "reset", or "open" when it did neither in time."""
+        if self._reset:
+            return "reset"
         self.sock.settimeout(timeout_s)
         try:
             while data := self.sock.recv(65536):
