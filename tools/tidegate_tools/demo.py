@@ -50,6 +50,7 @@ def command(workers: int, backends: int, host: str, port: int) -> None:
     Everything listens on 127.0.0.1 unless told otherwise, on free ports, with its files in a temporary
     directory. Ctrl-C ends it and leaves nothing behind.
     """
+    _check(host)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     code = 0
@@ -57,7 +58,6 @@ def command(workers: int, backends: int, host: str, port: int) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-demo-")))
         names = [chr(ord("a") + index) for index in range(backends)]
         addresses = [f"127.0.0.1:{stack.enter_context(_backend(name))}" for name in names]
-        _check(host)
         port = port or _free_port()
         config = directory / "tidegate.toml"
         control = directory / "control.sock"

@@ -53,6 +53,11 @@ def _head(status: dict[str, Any]) -> str:
 
 def workers_table(status: dict[str, Any]) -> str:
     """One line per worker."""
+    return table.table(*worker_rows(status))
+
+
+def worker_rows(status: dict[str, Any]) -> tuple[list[Column], list[list[Any]]]:
+    """Columns and cells of it."""
     columns = [Column("WORKER", right=True), Column("PID", right=True), Column("STATE")]
     titles = ("HEARTBEAT", "SESSIONS", "QUEUED", "WAITING", "THEFTS", "RESTARTS")
     columns += [Column(title, right=True) for title in titles]
@@ -66,7 +71,7 @@ def workers_table(status: dict[str, Any]) -> str:
         ]
         for one in status["workers"]
     ]
-    return table.table(columns, cells)
+    return columns, cells
 
 
 def heartbeat(age_ms: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tidegate_tools import table
 from tidegate_tools.histogram import bars
-from tidegate_tools.status import heartbeat
+from tidegate_tools.status import worker_rows
 from tidegate_tools.table import Column
 from tidegate_tools.top_model import SORTS, History, ListenerRow, ordered
 
@@ -145,15 +145,7 @@ def _lines(text: str, limit: int) -> list[Line]:
 
 
 def _workers(status: dict[str, Any], width: int, limit: int) -> list[Line]:
-    columns = [Column("WORKER", right=True), Column("PID", right=True), Column("STATE")]
-    titles = ("HEARTBEAT", "SESSIONS", "QUEUED", "WAITING", "THEFTS", "RESTARTS")
-    columns += [Column(title, right=True) for title in titles]
-    cells = [
-        [one["index"], one["pid"] or "-", one["state"], heartbeat(one["heartbeat_age_ms"]),
-         *(table.count(one[key]) for key in ("sessions", "queued", "waiting", "thefts", "restarts"))]
-        for one in status["workers"]
-    ]  # fmt: skip
-    lines = _lines(table.table(columns, cells, width), limit)
+    lines = _lines(table.table(*worker_rows(status), width), limit)
     for index, one in enumerate(status["workers"][: max(0, len(lines) - 1)], start=1):
         if one["state"] in ("hung", "dead") and not lines[index].text.startswith("..."):
             lines[index] = Line(lines[index].text, Style.BAD)
