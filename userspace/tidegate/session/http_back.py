@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tidegate.http.response import ResponseMemo, ResponseParser
 from tidegate.loop.reactor import EPOLLIN, EPOLLOUT, Reactor
 from tidegate.session.context import reset
-from tidegate.session.plain_sockets import stream
+from tidegate.session.plain_sockets import connect, stream
 
 if TYPE_CHECKING:
     from tidegate.cluster.backend import BackendState
@@ -50,15 +49,7 @@ class BackConnection:
         """
         sock = self.sock = stream(backend.family)
         self.fd = sock.fileno()
-        if backend.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if keepalive:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        try:
-            code = sock.connect_ex(backend.sockaddr)
-        except OSError as error:  # not an address of this family: a Unix path too long
-            code = error.errno or errno.EINVAL
-        if code not in (0, errno.EINPROGRESS):
+        if not connect(sock, backend, keepalive):
             return -1
         try:
             sent = sock.send(first)

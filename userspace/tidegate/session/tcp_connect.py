@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 from typing import Final
 
 from tidegate.loop.reactor import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from tidegate.metrics.names import LISTENER, EndReason
 from tidegate.session.context import has_unread_bytes
-from tidegate.session.plain_sockets import stream
+from tidegate.session.plain_sockets import connect, stream
 from tidegate.session.tcp_state import CONNECTING, TcpState
 
 # A connect that takes longer than this is worth watching the client for: most finish within the
@@ -47,15 +45,7 @@ class Connecting(TcpState):
             self._end(EndReason.FD_EXHAUSTED, reset_front=True)
             return
         self.back = back
-        if backend.family != socket.AF_UNIX:
-            back.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._cluster.config.tcp_keepalive:
-                back.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        try:
-            code = back.connect_ex(backend.sockaddr)
-        except OSError as error:  # not an address of this family: a Unix path too long
-            code = error.errno or errno.EINVAL
-        if code not in (0, errno.EINPROGRESS):
+        if not connect(back, backend, self._cluster.config.tcp_keepalive):
             self._attempt_failed(now)
             return
         self._back_interest = EPOLLIN | EPOLLOUT
