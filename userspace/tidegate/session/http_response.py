@@ -6,6 +6,7 @@ import logging
 from typing import Final
 
 from tidegate import logs
+from tidegate.http.answering import must_close
 from tidegate.http.cookies import set_cookie
 from tidegate.http.errors import ResponseError
 from tidegate.http.reader import BODY as BODY_STATE
@@ -99,7 +100,7 @@ class ResponseSide(BackSide):
         out = b""
         body_at = parser.same_again(data)
         response = parser.last if body_at else parser.receive_head(data)
-        while response is not None and response.status < 200 and response.status != 101:  # interim
+        while response is not None and response.interim:
             out += form.head(response, parser, request, False)
             response = parser.receive_head(b"")
         if response is None:
@@ -109,8 +110,7 @@ class ResponseSide(BackSide):
         if backend.failures or backend.probation:
             self._cluster.state.succeeded(backend, self._back_ns)
         closing = (
-            not request.keep_alive
-            or parser.framing == CLOSE
+            must_close(request, parser)
             or self._parser.state != COMPLETE  # it answers early: what of the request is still to come
             or self._back_out != b""  # cannot be told from a next one by who takes it for wanted
             or self.ctx.draining
@@ -136,14 +136,12 @@ class ResponseSide(BackSide):
 
     def _response_done(self, conn: BackConnection) -> None:
         """The response is whole, and the client's, or in `_out`."""
-        backend, cluster, parser = self._backend, self._cluster, conn.parser
+        backend, cluster = self._backend, self._cluster
         assert backend is not None
         now = self._back_ns
         self._conn = self._backend = None
         if (
-            parser.state == COMPLETE
-            and parser.reusable
-            and not parser.rest
+            conn.parser.free
             and self._parser.state == COMPLETE
             and not self._back_out
             and cluster.pooled
