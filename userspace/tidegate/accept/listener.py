@@ -409,9 +409,7 @@ class Acceptor:
         ctx = self.ctx
         ctx.active -= 1
         ctx.words[_ENDED[reason]] += 1
-        if not self._make_scheduled:  # which publishes the load too: once for all that end in a batch
-            self._make_scheduled = True
-            ctx.reactor.call_after_batch(self._make_sessions)
+        self._schedule_make()  # which publishes the load too: once for all that end in a batch
 
     # from the queue to the bin
 
@@ -434,22 +432,20 @@ class Acceptor:
         sock.close()
 
     def _drop(self, sock: socket.socket, reason: DropReason) -> None:
-        self.ctx.words[_QUEUED] = len(self.queue)  # first: who sees the drop must not still see it wait
-        self.ctx.words[_DROPPED[reason]] += 1
+        self._count_drop(reason)
         reset(sock)
         sock.close()
 
     def _drop_stale(self, sock: socket.socket, peer: Any, established_ns: int) -> None:
-        ctx = self.ctx
-        answer = ctx.answer_stale
-        if answer is None:
-            self._drop(sock, DropReason.STALE)
-            return
-        ctx.words[_QUEUED] = len(self.queue)
-        ctx.words[_DROPPED[DropReason.STALE]] += 1
-        if not answer(ctx.words, sock, peer, established_ns):
+        self._count_drop(DropReason.STALE)
+        answer = self.ctx.answer_stale
+        if answer is None or not answer(self.ctx.words, sock, peer, established_ns):
             reset(sock)
         sock.close()
+
+    def _count_drop(self, reason: DropReason) -> None:
+        self.ctx.words[_QUEUED] = len(self.queue)  # first: who sees the drop must not still see it wait
+        self.ctx.words[_DROPPED[reason]] += 1
 
     # leaving
 

@@ -29,6 +29,7 @@ from tidegate.session.context import reset, show_token
 from tidegate.session.http_back import BackConnection
 from tidegate.session.http_bodies import SplicedBodies
 from tidegate.session.http_front import HEAD_RECV
+from tidegate.session.http_shared import local_name
 from tidegate.session.http_state import (
     BACKOFF,
     BYTES_IN,
@@ -39,7 +40,6 @@ from tidegate.session.http_state import (
     FLUSHING,
     HEAD,
     LINGER,
-    LOG_DROPPED,
     NOT_WELL,
     PROXY,
     QUEUED,
@@ -101,11 +101,7 @@ class HttpSession(SplicedBodies):
     def _local(self) -> tuple[str, int]:
         if self._proxied is not None and self._proxied.destination is not None:
             return self._proxied.destination
-        try:
-            name = self.front.getsockname()
-        except OSError:  # it is gone; the next read will tell
-            name = ("", 0)
-        return (name[0], name[1]) if isinstance(name, tuple) else ("", 0)
+        return local_name(self.front)
 
     def _read_proxy(self) -> None:
         reader = self._proxy
@@ -215,11 +211,8 @@ class HttpSession(SplicedBodies):
 
     def _write_record(self, reason: EndReason, now: int) -> None:
         http, request = self.http, self._request
-        assert http.log is not None and http.site.log_line is not None
         record = Record()
-        record.time_ns = now + http.epoch_offset_ns(now)
         record.client = self._peer.address.decode("ascii")
-        record.listener = http.listener.name
         if self._named:
             record.method = request.method
             record.host = request.host
@@ -241,11 +234,7 @@ class HttpSession(SplicedBodies):
         record.retries = self._retries
         record.reused = self._reused
         record.end_reason = f"{reason.value}:{self._fault}" if self._fault else reason.value
-        log = http.log
-        log.write(http.site.log_line(record))
-        if log.dropped:
-            self.ctx.words[LOG_DROPPED] += log.dropped
-            log.dropped = 0
+        http.write(record, self.ctx.words, now)
 
     # time
 

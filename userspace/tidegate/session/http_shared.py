@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -11,10 +12,12 @@ from tidegate.cluster.inflight import Gate, WaitEnd
 from tidegate.cluster.pool import ConnectionPool, readable
 from tidegate.cluster.sticky import Sticky
 from tidegate.config.model import Balance, Listener, ProxyProtocol
+from tidegate.http.accesslog import Record
 from tidegate.http.forwarded import Peer
 from tidegate.http.response import ResponseMemo
 from tidegate.http.site import Site
 from tidegate.loop.reactor import Reactor
+from tidegate.metrics.names import LISTENER
 from tidegate.session.http_back import BackConnection
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ WATCH_CLIENT_AFTER_NS: Final = 20_000_000
 # Clients whose generated header lines are remembered: as many as are likely to come back soon.
 _KNOWN_PEERS: Final = 1024
 _SECOND_NS: Final = 1_000_000_000
+_LOG_DROPPED: Final = LISTENER.index("log_lines_dropped_total")
 
 
 class Queued:
@@ -94,6 +98,15 @@ class HttpCluster:
             self.gate = Gate(limit, config.max_waiting, self.reactor.timers, _serve, _refuse)
 
 
+def local_name(sock: socket.socket) -> tuple[str, int]:
+    """Where a client connected to; ("", 0) for a Unix socket, and for one that is gone."""
+    try:
+        name = sock.getsockname()
+    except OSError:  # the next read will tell
+        return "", 0
+    return (name[0], name[1]) if isinstance(name, tuple) else ("", 0)
+
+
 def _stale(connection: BackConnection) -> bool:
     return readable(connection.sock)
 
@@ -159,6 +172,17 @@ class HttpSide:
                 self._peers.clear()
             known = self._peers[address] = self.site.peer(address, self._local)
         return known
+
+    def write(self, record: Record, words: memoryview, now_ns: int) -> None:
+        """A line of the access log, which there is: what is the same of every record is filled in here."""
+        log, line = self.log, self.site.log_line
+        assert log is not None and line is not None
+        record.time_ns = now_ns + self.epoch_offset_ns(now_ns)
+        record.listener = self.listener.name
+        log.write(line(record))
+        if log.dropped:
+            words[_LOG_DROPPED] += log.dropped
+            log.dropped = 0
 
     def epoch_offset_ns(self, now_ns: int) -> int:
         """What CLOCK_MONOTONIC lacks to the time since the epoch; follows a stepped clock within a second."""

@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from tidegate.http.accesslog import Record
 from tidegate.http.errors import RequestError
-from tidegate.http.request import Request
 from tidegate.metrics.names import DropReason
 from tidegate.metrics.segment import observe
-from tidegate.session.http_shared import HttpSide
-from tidegate.session.http_state import ANSWERS, BYTES_IN, BYTES_OUT, DURATION, LOG_DROPPED, REQUESTS
+from tidegate.session.http_shared import HttpSide, local_name
+from tidegate.session.http_state import ANSWERS, BYTES_IN, BYTES_OUT, DURATION, REQUESTS
 
 # What of a stale connection's bytes is looked at: most heads are far smaller.
 HEAD_PEEK: Final = 16 * 1024
@@ -53,38 +52,14 @@ def answer_stale(
     words[BYTES_OUT] += sent
     observe(words, DURATION, now_ns - begun_ns)
     if http.log is not None:
+        address = peer[0] if isinstance(peer, tuple) else ""
         record = Record()
+        record.client = http.peer(address, lambda: local_name(sock)).address.decode("ascii")
+        record.method, record.host, record.path = request.method, request.host, request.raw_target
+        record.status = STATUS
         record.bytes_in, record.bytes_out = received, sent
         record.queue_age_ns = begun_ns - established_ns
         record.total_ns = now_ns - begun_ns
-        _write(http, words, record, request, _client(http, sock, peer), now_ns)
+        record.end_reason = DropReason.STALE.value
+        http.write(record, words, now_ns)
     return True
-
-
-def _client(http: HttpSide, sock: socket.socket, peer: Any) -> str:
-    def local() -> tuple[str, int]:
-        try:
-            name = sock.getsockname()
-        except OSError:
-            return "", 0
-        return name[0], name[1]
-
-    address = http.peer(peer[0] if isinstance(peer, tuple) else "", local).address
-    return address.decode("ascii")
-
-
-def _write(
-    http: HttpSide, words: memoryview, record: Record, request: Request, client: str, now_ns: int
-) -> None:
-    log = http.log
-    assert log is not None and http.site.log_line is not None
-    record.time_ns = now_ns + http.epoch_offset_ns(now_ns)
-    record.client = client
-    record.listener = http.listener.name
-    record.method, record.host, record.path = request.method, request.host, request.raw_target
-    record.status = STATUS
-    record.end_reason = DropReason.STALE.value
-    log.write(http.site.log_line(record))
-    if log.dropped:
-        words[LOG_DROPPED] += log.dropped
-        log.dropped = 0

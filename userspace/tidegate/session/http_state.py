@@ -58,7 +58,6 @@ CONNECT_TIME: Final = LISTENER.index("connect_duration_ns")
 DURATION: Final = LISTENER.index("request_duration_ns")
 REUSED: Final = LISTENER.index("reused_connections_total")
 ANSWERS: Final = LISTENER.index("own_answers_total")
-LOG_DROPPED: Final = LISTENER.index("log_lines_dropped_total")
 UPGRADES: Final = LISTENER.index("upgrades_total")
 REQUESTS: Final = [LISTENER.index("requests_total", name) for name in StatusClass]  # by status // 100
 NOT_WELL: Final = {reason: LISTENER.index("request_failures_total", reason.value) for reason in EndReason}
